@@ -1,0 +1,177 @@
+"""The books of one call: what it is, how it goes, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._context import Position, here, reset, set_current
+from ._eventloop import cancellations, is_being_cancelled
+from ._metadata import TaskMetadata, new_id
+from ._retry import delay_before
+from ._spec import Spec
+from .exceptions import TaskError, TaskTimeoutError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ["Call"]
+
+
+class Call:
+    """One call of a task, from its beginning to its one end. It never awaits, sleeps or reads a file.
+
+    Entering makes it the current call. Leaving makes its parent current again and decides which error comes out.
+
+    Args:
+        spec: The task.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        map_index: The call's position in its fan-out.
+    """
+
+    __slots__ = (
+        "_cancellations",
+        "_metadata",
+        "_raised",
+        "_token",
+        "args",
+        "attempts",
+        "kwargs",
+        "map_index",
+        "parent",
+        "spec",
+    )
+
+    def __init__(
+        self, spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, map_index: int | None = None
+    ) -> None:
+        self.spec: Spec = spec
+        self.args: tuple[Any, ...] = args
+        self.kwargs: Mapping[str, Any] = kwargs
+        self.map_index: int | None = map_index
+        self.parent: Position = here()
+        self.attempts: int = 0
+        self._metadata: TaskMetadata | None = None
+        self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
+
+    @property
+    def metadata(self) -> TaskMetadata:
+        """Who the call is; made when something asks for it."""
+        if self._metadata is None:
+            self._metadata = self._described()
+        return self._metadata
+
+    def __enter__(self) -> Self:
+        if self.spec.retries:
+            self._cancellations = cancellations()
+        self._token = set_current(self)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        reset(self._token)
+        if exc is not None:
+            self._fail(exc)
+
+    def retry_in(self, exc: Exception) -> float:
+        """Seconds to wait after a failed attempt, before the next; raises the error again if there is none.
+
+        Args:
+            exc: What the attempt raised, and is being handled.
+        """
+        delay = self._delay_after(exc)
+        if delay is None:
+            raise  # what the driver is handling
+        return delay
+
+    def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
+        """The error of an attempt whose time is up.
+
+        Args:
+            scope: What the time was for.
+            limit: How many seconds it was.
+        """
+        text = f"no result within its timeout of {limit:g} s"
+        error = TaskTimeoutError(
+            self._failed_with(text), scope=scope, limit=limit, metadata=self.metadata, attempts=self.attempts
+        )
+        self._raised = error
+        return error
+
+    def refuse(self, error: Exception) -> Exception:
+        """An error that the call did not fail with, but is not made for: it comes out as it is."""
+        self._raised = error
+        return error
+
+    def _delay_after(self, exc: Exception) -> float | None:
+        if self.attempts > self.spec.retries or self._is_misfit(exc) or is_being_cancelled(self._cancellations):
+            return None
+        options = self.spec.options
+        return delay_before(options.name, options.retry_on, options.retry_delay, exc)
+
+    def _is_misfit(self, exc: BaseException) -> bool:
+        """Whether it is the caller's mistake: wrong arguments come out as from any function."""
+        return isinstance(exc, TypeError) and not self.spec.function.fits(self.args, self.kwargs)
+
+    def _fail(self, exc: BaseException) -> None:
+        """Raise what the call fails with because of what its function raised, if that is not the same."""
+        if exc is self._raised or self._is_misfit(exc):
+            return
+        if isinstance(exc, Exception):
+            raise self._wrapped(exc)
+        if isinstance(exc, BaseExceptionGroup):
+            # Failures and a cancellation in one: the failures are the call's, the cancellation goes on.
+            failures, rest = exc.split(Exception)
+            if failures is not None and rest is not None:
+                raise BaseExceptionGroup(exc.message, [self._wrapped(failures), rest])
+
+    def _wrapped(self, exc: Exception) -> Exception:
+        """What the call raises because of its function's error: a `TaskError`, or the error itself with a note."""
+        if not self.spec.options.wrap_errors:
+            add_note(exc, f"Raised by task {self.metadata.name!r} after {_counted(self.attempts)}.")
+            return exc
+        text = self._failed_with(f"{type(exc).__name__}: {exc}")
+        error = TaskError(text, metadata=self.metadata, attempts=self.attempts)
+        error.__cause__ = exc
+        return error
+
+    def _failed_with(self, text: str) -> str:
+        return f"Task {self.metadata.name!r} failed after {_counted(self.attempts)} with error: {text}"
+
+    def _described(self) -> TaskMetadata:
+        function, options = self.spec.function, self.spec.options
+        inputs = function.inputs(self.args, self.kwargs)
+        parent = self.parent.metadata
+        return TaskMetadata(
+            new_id(),
+            self.spec.name_of(inputs, self.map_index),
+            inputs=inputs,
+            description=options.description,
+            map_index=self.map_index,
+            parent_id=None if parent is None else parent.id,
+            is_async=function.is_async,
+            is_generator=function.is_generator,
+        )
+
+
+def add_note(exc: BaseException, note: str) -> None:
+    """`BaseException.add_note`, also before Python 3.11; an error that takes none goes without."""
+    try:
+        if sys.version_info >= (3, 11):
+            exc.add_note(note)
+        else:
+            exc.__dict__["__notes__"] = [*getattr(exc, "__notes__", ()), note]
+    except Exception:  # its class is a frozen dataclass, say
+        pass
+
+
+def _counted(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"

@@ -1,0 +1,49 @@
+"""What anyio has no word for: the one file that may import asyncio or trio."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import anyio
+
+__all__ = ["cancellations", "in_event_loop", "is_being_cancelled"]
+
+
+def in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    # A loop that was never imported does not run: importing it to ask would cost 50 ms.
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        return True
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run()
+
+
+def cancellations() -> int:
+    """How often somebody has asked the current asyncio task to end; 0 elsewhere.
+
+    anyio does not know of a native `Task.cancel`, nor of `asyncio.timeout`. Python 3.10 keeps no such count.
+    """
+    asyncio = sys.modules.get("asyncio")
+    if sys.version_info < (3, 11) or asyncio is None or asyncio._get_running_loop() is None:
+        return 0
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def is_being_cancelled(before: int) -> bool:
+    """Whether the caller is being cancelled, whatever has become of the exception.
+
+    Args:
+        before: What `cancellations` said when the call began.
+    """
+    if in_event_loop():
+        return anyio.current_effective_deadline() == -math.inf or cancellations() > before
+    try:
+        anyio.from_thread.check_cancelled()
+    except Exception:  # a thread that no event loop waits for
+        return False
+    except BaseException:
+        return True
+    return False

@@ -1,0 +1,174 @@
+"""What kind of function a task is made of, and how to call it as such."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, Signature
+from types import MethodType
+from typing import Any
+
+__all__ = ["Function", "function_of", "is_plain"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Function:
+    """A function, and what has to be known to call it and to describe its calls.
+
+    Args:
+        call: What is called: the function, a method bound to its object, or a partial.
+        origin: What lends the task its name and documentation.
+        is_async: Whether it is a coroutine function or an async generator function.
+        is_generator: Whether it is a generator function.
+        binding: How it binds to an object: `"instance"`, `"class"` or `"static"`.
+        signature: The parameters that a call has arguments for.
+        whole: All of its parameters.
+        args: The arguments that are fixed already, the object of a method first.
+        kwargs: The keyword arguments that are fixed already.
+        owner: The object, or class, whose method it is; `None` of a function.
+    """
+
+    call: Callable[..., Any]
+    origin: Any
+    is_async: bool
+    is_generator: bool
+    binding: str
+    signature: Signature
+    whole: Signature
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    owner: Any = None
+
+    @property
+    def name(self) -> str:
+        """What the function is called."""
+        return self.origin.__name__  # type: ignore[no-any-return]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names that a call's inputs may have."""
+        names = tuple(self.whole.parameters)
+        return names[1:] if self.owner is not None and not self._takes_self_in_args() else names
+
+    def bound_to(self, owner: Any) -> Function:
+        """The method of an object."""
+        call = MethodType(self.call, owner)
+        args = (owner, *self.args)
+        return replace(self, call=call, signature=_signature(call), args=args, owner=owner)
+
+    def partial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Function:
+        """The function with some arguments fixed.
+
+        Raises:
+            TypeError: It does not take these arguments.
+        """
+        self.signature.bind_partial(*args, **kwargs)
+        call = functools.partial(self.call, *args, **kwargs)
+        signature = _signature(call)
+        return replace(self, call=call, signature=signature, args=(*self.args, *args), kwargs={**self.kwargs, **kwargs})
+
+    def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call may have these arguments."""
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
+    def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by parameter name, with defaults and fixed ones, without `self`."""
+        try:
+            bound = self.whole.bind(*self.args, *args, **{**self.kwargs, **kwargs})
+        except TypeError:
+            # They do not fit; or they do, for a decorator below @task adds some. Calling will tell.
+            return {**dict(zip(self.signature.parameters, args, strict=False)), **kwargs}
+        bound.apply_defaults()
+        inputs = dict(bound.arguments)
+        if self.owner is not None:
+            first = next(iter(inputs))
+            if self._takes_self_in_args():
+                inputs[first] = inputs[first][1:]
+            else:
+                del inputs[first]
+        return inputs
+
+    def _takes_self_in_args(self) -> bool:
+        return next(iter(self.whole.parameters.values())).kind is Parameter.VAR_POSITIONAL
+
+
+def function_of(target: Any) -> Function:
+    """What `@task` is put on, understood.
+
+    Raises:
+        TypeError: It is a class, or cannot be called.
+    """
+    binding, func = _unwrapped(target)
+    is_async, is_generator, call = _kind_of(func)
+    signature = _signature(func)
+    return Function(call, _origin(func), is_async, is_generator, binding, signature, signature)
+
+
+def is_plain(func: Any) -> bool:
+    """Whether it is a function that answers at once."""
+    return callable(func) and not isinstance(func, type) and _kind_of(func)[:2] == (False, False)
+
+
+def _unwrapped(target: Any) -> tuple[str, Any]:
+    """How it binds to an object, and the function inside a `staticmethod` or `classmethod`."""
+    if isinstance(target, staticmethod):
+        return "static", target.__func__
+    if isinstance(target, classmethod):
+        return "class", target.__func__
+    if isinstance(target, type):
+        raise TypeError(
+            f"@task takes a function, not the class {target.__qualname__!r}; decorate its methods, "
+            f"or a function that makes one"
+        )
+    if not callable(target):
+        raise TypeError(f"@task takes a function, not {target!r}")
+    return "instance", target
+
+
+def _kind_of(func: Any) -> tuple[bool, bool, Callable[..., Any]]:
+    """Whether a function is async, whether it is a generator, and how to call it as such."""
+    inner = func
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not inspect.isroutine(inner):
+        inner = type(inner).__call__
+    if inspect.isasyncgenfunction(inner):
+        return True, True, func
+    if inspect.isgeneratorfunction(inner):
+        return False, True, func
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(func):
+        return True, False, func
+    if inspect.iscoroutinefunction(inspect.unwrap(inner)):
+        return True, False, _awaited(func)
+    return False, False, func
+
+
+def _awaited(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A coroutine function from a plain wrapper around one, which may also answer at once."""
+
+    @functools.wraps(func)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    return wrapper
+
+
+def _signature(func: Any) -> Signature:
+    try:
+        return inspect.signature(func)
+    except ValueError:  # some functions of C have none, such as `max`
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+def _origin(func: Any) -> Any:
+    """What has the name: of a partial its function, of a callable object its class."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return func if getattr(func, "__name__", None) else type(func)

@@ -1,0 +1,92 @@
+"""One call from beginning to end, twice: for coroutine functions and for functions.
+
+`run` and `run_sync` are the same text but for `await`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ._call import Call
+from ._eventloop import in_event_loop
+
+__all__ = ["run", "run_sync"]
+
+
+async def run(call: Call) -> Any:
+    """Call a task's coroutine function until it succeeds or may not be tried again."""
+    with call:
+        while True:
+            call.attempts += 1
+            try:
+                return await attempt(call)  # only the user's function is in here
+            except Exception as exc:  # never a cancellation, nor a group that holds one
+                delay = call.retry_in(exc)
+            await pause(delay)
+
+
+def run_sync(call: Call) -> Any:
+    """Call a task's function until it succeeds or may not be tried again."""
+    refuse_to_block(call, call.spec.options.retry_delay)
+    with call:
+        while True:
+            call.attempts += 1
+            try:
+                return attempt_sync(call)  # only the user's function is in here
+            except Exception as exc:  # never a cancellation, nor a group that holds one
+                delay = call.retry_in(exc)
+            pause_sync(call, delay)
+
+
+async def attempt(call: Call) -> Any:
+    """Run the function once, in the caller's own task."""
+    spec = call.spec
+    if spec.timeout is None:
+        return await spec.func(*call.args, **call.kwargs)
+    deadline = anyio.current_time() + spec.timeout
+    with anyio.CancelScope(deadline=deadline):
+        # A value that arrives wins, also late, as with `anyio.fail_after`.
+        return await spec.func(*call.args, **call.kwargs)
+    await give_way(deadline)
+    raise call.timed_out("attempt", spec.timeout)
+
+
+def attempt_sync(call: Call) -> Any:
+    """Run the function once, here and now."""
+    return call.spec.func(*call.args, **call.kwargs)
+
+
+async def pause(delay: float) -> None:
+    """Wait before a retry; also without a delay a point at which the call can be cancelled."""
+    # An attempt that blocked may have outlasted a deadline around the call, which is to end it before the next.
+    await give_way(anyio.current_time())
+    await anyio.sleep(delay)
+
+
+def pause_sync(call: Call, delay: float) -> None:
+    """Wait before a retry."""
+    if delay:
+        refuse_to_block(call, delay)  # the seconds may be those that `retry_on` has returned
+        time.sleep(delay)
+
+
+async def give_way(deadline: float) -> None:
+    """Let an outer deadline that was not later than this one have the last word: the call is cancelled then."""
+    if anyio.current_effective_deadline() <= deadline:
+        # asyncio looks at its timers between two steps of a task: the first step lets it, the second is cancelled.
+        await checkpoint()
+        await checkpoint()
+
+
+def refuse_to_block(call: Call, delay: float) -> None:
+    """Raise if a call would stop the event loop of this thread while it waits for a retry."""
+    if delay and call.spec.retries and in_event_loop():
+        text = (
+            f"task {call.spec.label!r} would block the event loop for its retry_delay of {delay:g} s; "
+            f"write: await {call.spec.function.name}.to_thread(...)"
+        )
+        raise call.refuse(RuntimeError(text))

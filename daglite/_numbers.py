@@ -1,0 +1,46 @@
+"""What a number given as an option must be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["finite", "whole"]
+
+
+def finite(what: str, value: Any, *, least: float, above: bool = False) -> float:
+    """Check a number of seconds or a factor.
+
+    Args:
+        what: Whose option it is, to begin an error message with.
+        value: What was given; a `bool` is not a number.
+        least: The smallest number allowed.
+        above: Whether the number must be greater than `least`.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is not finite, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number, not {value!r}")
+    try:
+        usable = math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        usable = False
+    if not usable:
+        raise ValueError(f"{what} must be finite, not {value!r}")
+    if value < least or (above and value == least):
+        raise ValueError(f"{what} must be {'more than' if above else 'at least'} {least}, not {value!r}")
+    return float(value)
+
+
+def whole(what: str, value: Any, *, least: int) -> int:
+    """Check a count; like `finite`, for whole numbers."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value!r}")
+    return value

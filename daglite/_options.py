@@ -1,0 +1,116 @@
+"""The options of a task: which there are, and what each of them must be."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, fields
+from typing import Any
+
+from . import _numbers
+from ._functions import Function, is_plain
+from ._retry import RetryOn
+from ._templates import placeholders
+
+__all__ = ["Options", "checked_options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of a task, checked."""
+
+    name: str
+    description: str | None
+    retries: int
+    retry_on: RetryOn
+    retry_delay: float
+    timeout: float | None
+    wrap_errors: bool
+
+    def changed(self, function: Function, changes: dict[str, Any]) -> Options:
+        """These options with some others, checked together."""
+        return checked_options(function, **{**self.as_given(), **changes})
+
+    def as_given(self) -> dict[str, Any]:
+        """What `checked_options` makes these options of."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+def checked_options(
+    function: Function,
+    *,
+    name: Any,
+    description: Any,
+    retries: Any,
+    retry_on: Any,
+    retry_delay: Any,
+    timeout: Any,
+    wrap_errors: Any,
+) -> Options:
+    """The options of a task, each as it is to be used.
+
+    Raises:
+        TypeError: An option has the wrong type.
+        ValueError: An option is out of range, or does not apply to this kind of function.
+    """
+    name = _checked_name(name, function)
+    where = f"task {name!r}"
+    return Options(
+        name=name,
+        description=_checked_description(where, description, function),
+        retries=_numbers.whole(f"{where}: retries", retries, least=0),
+        retry_on=_checked_retry_on(where, retry_on),
+        retry_delay=_numbers.finite(f"{where}: retry_delay", retry_delay, least=0),
+        timeout=_checked_timeout(where, timeout, function),
+        wrap_errors=_checked_flag(f"{where}: wrap_errors", wrap_errors),
+    )
+
+
+def _checked_name(name: Any, function: Function) -> str:
+    if name is None:
+        # The names of lambdas and of some callables hold what a template would stumble over.
+        return function.name.replace("{", "{{").replace("}", "}}")
+    where = f"task {function.name!r}: name"
+    if not isinstance(name, str):
+        raise TypeError(f"{where} must be a str, not {name!r}")
+    if not name or "." in name:
+        raise ValueError(f"{where} {name!r} must not be empty or hold a period")
+    placeholders(name, (*function.parameters, "map_index"), where)
+    return name
+
+
+def _checked_description(where: str, description: Any, function: Function) -> str | None:
+    if description is None:
+        return inspect.getdoc(function.origin)
+    if not isinstance(description, str):
+        raise TypeError(f"{where}: description must be a str, not {description!r}")
+    return description
+
+
+def _checked_retry_on(where: str, retry_on: Any) -> RetryOn:
+    kinds = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if kinds and all(isinstance(kind, type) for kind in kinds):
+        for kind in kinds:
+            if not issubclass(kind, Exception):
+                raise ValueError(
+                    f"{where}: retry_on={kind.__qualname__} is not an Exception: cancellation, "
+                    f"interrupts and exits are never retried"
+                )
+        return retry_on  # type: ignore[no-any-return]
+    if is_plain(retry_on):
+        return retry_on  # type: ignore[no-any-return]
+    raise TypeError(f"{where}: retry_on must be exception types or a plain function of the error, not {retry_on!r}")
+
+
+def _checked_timeout(where: str, timeout: Any, function: Function) -> float | None:
+    if timeout is None:
+        return None
+    seconds = _numbers.finite(f"{where}: timeout", timeout, least=0, above=True)
+    if not function.is_async:
+        raise ValueError(f"{where}: timeout={timeout!r} is for coroutine functions; it cannot stop a plain function")
+    return seconds
+
+
+def _checked_flag(what: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be a bool, not {value!r}")
+    return value

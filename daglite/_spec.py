@@ -1,0 +1,49 @@
+"""What a task is: its function and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from ._functions import Function
+from ._options import Options
+from ._templates import placeholders, render
+
+__all__ = ["Spec"]
+
+
+class Spec:
+    """A function and the options that make it a task. It never changes."""
+
+    def __init__(self, function: Function, options: Options) -> None:
+        self.function: Function = function
+        self.options: Options = options
+        # What a call looks at, without a step in between.
+        self.func: Any = function.call
+        self.retries: int = options.retries
+        self.timeout: float | None = options.timeout
+
+    @cached_property
+    def placeholders(self) -> frozenset[str]:
+        """The placeholders in the name."""
+        available = (*self.function.parameters, "map_index")
+        return placeholders(self.options.name, available, f"task {self.options.name!r}: name")
+
+    @property
+    def label(self) -> str:
+        """What messages call the task, whatever its calls are called."""
+        return self.options.name if self.placeholders else render(self.options.name, {})
+
+    def name_of(self, inputs: Mapping[str, Any], map_index: int | None) -> str:
+        """The name of one call: the template filled in, or `name[3]` in a fan-out."""
+        values = {**dict.fromkeys(self.function.parameters), **inputs, "map_index": map_index or 0}
+        name = render(self.options.name, {used: _text_of(values[used]) for used in self.placeholders})
+        return name if map_index is None or "map_index" in self.placeholders else f"{name}[{map_index}]"
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # the user's own __str__ is no reason for a call to fail
+        return f"<{type(value).__name__}>"

@@ -1,0 +1,387 @@
+"""The decorator and the kinds of task that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from inspect import Signature
+from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overload
+
+from typing_extensions import Never, ParamSpec, Self
+
+from ._call import Call
+from ._functions import Function, function_of
+from ._lifecycle import run, run_sync
+from ._options import Options, checked_options
+from ._reference import reduce_partial, reduce_task
+from ._retry import RetryOn
+from ._spec import Spec
+from ._typing import NOT_GIVEN, NotGiven
+
+__all__ = ["AsyncTask", "SyncTask", "Task", "task"]
+
+P = ParamSpec("P")
+Rest = ParamSpec("Rest")
+R = TypeVar("R")
+
+
+class Task(Generic[P, R]):
+    """What the kinds of task have in common: a function and its options, which never change.
+
+    A task keeps the name, documentation and signature of its function, binds to an object as a method does, and is
+    pickled by reference: as the module and name under which it can be imported.
+    """
+
+    _spec: Spec
+    _source: tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None
+    __name__: str
+    __qualname__: str
+
+    def __init__(self, spec: Spec, source: tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None = None) -> None:
+        origin = spec.function.origin
+        self.__dict__.update(
+            _spec=spec,
+            _source=source,
+            __wrapped__=spec.func,
+            __signature__=spec.function.signature,
+            __module__=getattr(origin, "__module__", None),
+            __name__=spec.function.name,
+            __qualname__=getattr(origin, "__qualname__", spec.function.name),
+            __doc__=getattr(origin, "__doc__", None),
+            # Else those of this class would be found, and `typing.get_type_hints` stumble over them.
+            __annotations__=getattr(origin, "__annotations__", {}),
+        )
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        """The function that a call runs."""
+        return self._spec.func  # type: ignore[no-any-return]
+
+    @property
+    def signature(self) -> Signature:
+        """The parameters of a call; without `self` if the task was taken from an object."""
+        return self._spec.function.signature
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function or an async generator function."""
+        return self._spec.function.is_async
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether the function is a generator function, and the task a stream."""
+        return self._spec.function.is_generator
+
+    @property
+    def name(self) -> str:
+        """What the task is called in errors and events, with its placeholders."""
+        return self._spec.options.name
+
+    @property
+    def description(self) -> str | None:
+        """What the task does."""
+        return self._spec.options.description
+
+    @property
+    def retries(self) -> int:
+        """How often the function is run again after a failure."""
+        return self._spec.options.retries
+
+    @property
+    def retry_on(self) -> RetryOn:
+        """Which failures are retried."""
+        return self._spec.options.retry_on
+
+    @property
+    def retry_delay(self) -> float:
+        """Seconds before a retry."""
+        return self._spec.options.retry_delay
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds for each attempt; `None` if there is no limit."""
+        return self._spec.options.timeout
+
+    @property
+    def wrap_errors(self) -> bool:
+        """Whether a failed call raises a `TaskError`, and not the function's own error."""
+        return self._spec.options.wrap_errors
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        remedy = f"; with_options({name}=...) makes another" if name in Options.__slots__ else ""
+        raise AttributeError(f"task {self._spec.label!r} is immutable{remedy}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"task {self._spec.label!r} is immutable")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            return reduce_task(self, self._spec)
+        task, args, kwargs = self._source
+        return reduce_partial(task, self._spec, args, kwargs)
+
+    def with_options(
+        self,
+        *,
+        name: str | NotGiven | None = NOT_GIVEN,
+        description: str | NotGiven | None = NOT_GIVEN,
+        retries: int | NotGiven = NOT_GIVEN,
+        retry_on: RetryOn | NotGiven = NOT_GIVEN,
+        retry_delay: float | NotGiven = NOT_GIVEN,
+        timeout: float | NotGiven | None = NOT_GIVEN,
+        wrap_errors: bool | NotGiven = NOT_GIVEN,
+    ) -> Self:
+        """A copy of the task with other options; those that are not given stay as they are.
+
+        Args:
+            name: See `task`, as for all others.
+            description: As above.
+            retries: As above.
+            retry_on: As above.
+            retry_delay: As above, in seconds.
+            timeout: As above, in seconds.
+            wrap_errors: As above.
+
+        Raises:
+            TypeError: An option has the wrong type.
+            ValueError: An option is out of range or does not apply to this kind of task.
+        """
+        options = {
+            "name": name,
+            "description": description,
+            "retries": retries,
+            "retry_on": retry_on,
+            "retry_delay": retry_delay,
+            "timeout": timeout,
+            "wrap_errors": wrap_errors,
+        }
+        changes = {option: value for option, value in options.items() if value is not NOT_GIVEN}
+        spec = self._spec
+        return type(self)(Spec(spec.function, spec.options.changed(spec.function, changes)), self._source)
+
+    def _bound_to(self, owner: Any) -> Self:
+        spec = self._spec
+        return type(self)(Spec(spec.function.bound_to(owner), spec.options))
+
+    def _bind(self, instance: Any, owner: Any) -> Any:
+        function = self._spec.function
+        if function.owner is not None or self._source is not None or function.binding == "static":
+            return self  # it is bound already, or never is
+        if function.binding == "class":
+            return self._bound_to(owner)
+        return self if instance is None else self._bound_to(instance)
+
+    def _partial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        spec = self._spec
+        return type(self)(Spec(spec.function.partial(args, kwargs), spec.options), (self, args, kwargs))
+
+
+class AsyncTask(Task[P, R]):
+    """A coroutine function with options. `await` a call, as of the function itself.
+
+    ```python
+    import anyio
+    from daglite import task
+
+
+    @task(retries=3, timeout=10)
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    assert anyio.run(double, 21) == 42
+    ```
+
+    It runs in the caller's own task and context, and adds no checkpoint on the way to success; before a retry there
+    is always one.
+    """
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the task in the caller's own task.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+            TaskTimeoutError: The last attempt took longer than `timeout`.
+        """
+        return await run(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
+
+    def partial(self, *args: Any, **kwargs: Any) -> AsyncTask[..., R]:
+        """A task with some arguments fixed, as by `functools.partial`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._partial(args, kwargs)  # type: ignore[no-any-return]
+
+    @overload
+    def __get__(self, instance: None, owner: Any) -> AsyncTask[P, R]: ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[Any, Rest], Coroutine[Any, Any, Any]], instance: object, owner: Any = None
+    ) -> AsyncTask[Rest, R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The task as a method of an object."""
+        return self._bind(instance, owner)
+
+
+class SyncTask(Task[P, R]):
+    """A plain function with options. A call runs here and now, in the caller's thread.
+
+    ```python
+    from pathlib import Path
+    from daglite import task
+
+
+    @task(retries=2, retry_on=FileNotFoundError)
+    def count_lines(path: Path) -> int:
+        return len(path.read_bytes().splitlines())
+    ```
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the task here and now.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+            RuntimeError: The task has a `retry_delay` and an event loop runs in this thread, which it would block.
+        """
+        return run_sync(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
+
+    def partial(self, *args: Any, **kwargs: Any) -> SyncTask[..., R]:
+        """A task with some arguments fixed, as by `functools.partial`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._partial(args, kwargs)  # type: ignore[no-any-return]
+
+    @overload
+    def __get__(self, instance: None, owner: Any) -> SyncTask[P, R]: ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[Any, Rest], Any], instance: object, owner: Any = None
+    ) -> SyncTask[Rest, R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The task as a method of an object."""
+        return self._bind(instance, owner)
+
+
+class Decorator(Protocol):
+    """What `task(...)` with options returns."""
+
+    @overload
+    def __call__(self, func: Callable[P, Never], /) -> SyncTask[P, Any]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+@overload
+def task(func: Callable[P, Never], /) -> SyncTask[P, Any]: ...  # type: ignore[overload-overlap]
+@overload
+def task(func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+@overload
+def task(func: Callable[P, R], /) -> SyncTask[P, R]: ...
+@overload
+def task(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    retries: int = 0,
+    retry_on: RetryOn = Exception,
+    retry_delay: float = 0.0,
+    timeout: float | None = None,
+    wrap_errors: bool = True,
+) -> Decorator: ...
+def task(
+    func: Any = NOT_GIVEN,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    retries: int = 0,
+    retry_on: RetryOn = Exception,
+    retry_delay: float = 0.0,
+    timeout: float | None = None,
+    wrap_errors: bool = True,
+) -> Any:
+    """Make a task of a function.
+
+    ```python
+    import anyio
+    from daglite import task
+
+
+    @task(retries=3, timeout=10)
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    assert anyio.run(double, 21) == 42
+    ```
+
+    A coroutine function becomes an `AsyncTask`, any other function a `SyncTask`. Every option is checked here, not at
+    the first call. Cancellation, `KeyboardInterrupt` and `SystemExit` are never retried, nor is a failure while the
+    caller is being cancelled.
+
+    Args:
+        func: The function; given by `@task` without parentheses.
+        name: What the task is called in events and errors; the function's name by default. It may hold `{parameter}`
+            and `{map_index}`, but no period.
+        description: What it does; its docstring by default.
+        retries: How often the function is run again after a failure; 0 by default.
+        retry_on: Exception types that are retried, every `Exception` by default, compared with the error and, where
+            it is the `TaskError` of a nested task, with its `root_cause`; or a function of the error that returns
+            whether to try again, or the seconds to wait before it, as for a server that says `Retry-After`. Mind
+            that `TaskTimeoutError` is an `OSError`, as Python's `TimeoutError` is.
+        retry_delay: Seconds before a retry; 0 by default.
+        timeout: Seconds for each attempt, enforced by a cancel scope; unlimited by default. A timed-out attempt is
+            retried like any other failure. A value that arrives wins, even late, as with `anyio.fail_after`.
+        wrap_errors: Whether a failed call raises a `TaskError` with the function's own error as its cause, which is
+            the default, or that error itself with a note, as web frameworks want it for an `HTTPException`.
+
+    Returns:
+        The task, or a decorator if no function was given.
+
+    Raises:
+        TypeError: It is not a function, or an option has the wrong type.
+        ValueError: An option is out of range or does not apply to this kind of function.
+    """
+    options: dict[str, Any] = {
+        "name": name,
+        "description": description,
+        "retries": retries,
+        "retry_on": retry_on,
+        "retry_delay": retry_delay,
+        "timeout": timeout,
+        "wrap_errors": wrap_errors,
+    }
+    if func is NOT_GIVEN:
+        return lambda func: make_task(func, options)
+    return make_task(func, options)
+
+
+def make_task(target: Any, options: Mapping[str, Any]) -> Task[Any, Any]:
+    """The task of the kind that a function calls for."""
+    if isinstance(target, Task):
+        raise TypeError(
+            f"task {target._spec.label!r} is a task already; use with_options(...) to make one with other options"
+        )
+    function = function_of(target)
+    return kind_for(function)(Spec(function, checked_options(function, **options)))
+
+
+def kind_for(function: Function) -> type[Task[Any, Any]]:
+    """The class of task that a function becomes."""
+    if function.is_generator:
+        raise TypeError(f"@task does not take the generator {function.name!r} yet")
+    return AsyncTask if function.is_async else SyncTask
