@@ -1,11 +1,25 @@
-"""Tasks with retries and timeouts under structured concurrency, on asyncio and Trio."""
+"""Tasks with retries, timeouts and fan-out under structured concurrency, on asyncio and Trio."""
 
-from ._context import current_task
+from ._context import current_task, report
 from ._metadata import TaskMetadata
+from .composers import Outcome, gather_tasks, partition
+from .sessions import current_session, session
 from .tasks import AsyncTask, SyncTask, task
 
-__all__ = ["task", "current_task", "TaskMetadata", "AsyncTask", "SyncTask"]
+__all__ = [
+    "task",
+    "session",
+    "gather_tasks",
+    "Outcome",
+    "partition",
+    "current_task",
+    "current_session",
+    "report",
+    "TaskMetadata",
+    "AsyncTask",
+    "SyncTask",
+]
 
-for _public in (current_task, TaskMetadata):
+for _public in (current_task, report, TaskMetadata):
     _public.__module__ = "daglite"
 del _public

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._context import Position, here, reset, set_current
+from ._context import Home, Position, Root, here, reset, set_current
 from ._eventloop import cancellations, is_being_cancelled
 from ._metadata import TaskMetadata, new_id
 from ._retry import delay_before
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from ._protocols import Backend
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -34,6 +37,8 @@ class Call:
         args: The positional arguments.
         kwargs: The keyword arguments.
         map_index: The call's position in its fan-out.
+        backend: Where its attempts run; `None` for the caller's own task or thread.
+        parent: Where the call is made; by default, where the running code is.
     """
 
     __slots__ = (
@@ -41,8 +46,12 @@ class Call:
         "_metadata",
         "_raised",
         "_token",
+        "_watched",
         "args",
         "attempts",
+        "backend",
+        "began",
+        "home",
         "kwargs",
         "map_index",
         "parent",
@@ -50,14 +59,25 @@ class Call:
     )
 
     def __init__(
-        self, spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, map_index: int | None = None
+        self,
+        spec: Spec,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        map_index: int | None = None,
+        backend: Backend | None = None,
+        parent: Position | None = None,
     ) -> None:
         self.spec: Spec = spec
         self.args: tuple[Any, ...] = args
         self.kwargs: Mapping[str, Any] = kwargs
         self.map_index: int | None = map_index
-        self.parent: Position = here()
+        self.backend: Backend | None = backend
+        self.parent: Position = here() if parent is None else parent
+        self.home: Home = self.parent.home
         self.attempts: int = 0
+        self.began: float = 0.0  # by `time.perf_counter`, if it is watched
+        self._watched: bool = False
         self._metadata: TaskMetadata | None = None
         self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
 
@@ -69,8 +89,7 @@ class Call:
         return self._metadata
 
     def __enter__(self) -> Self:
-        if self.spec.retries:
-            self._cancellations = cancellations()
+        self.begin()
         self._token = set_current(self)
         return self
 
@@ -78,8 +97,43 @@ class Call:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         reset(self._token)
-        if exc is not None:
-            self._fail(exc)
+        error = self.end(exc)
+        if error is not None:
+            raise error
+
+    def begin(self) -> None:
+        """Note that the call begins.
+
+        Raises:
+            SessionError: The session accepts no more calls.
+        """
+        home = self.home
+        if home.leaving:
+            home.refuse(self.spec.label, self.parent)
+        if self.spec.retries:
+            self._cancellations = cancellations()
+        watcher = home.watcher
+        if watcher is not None and watcher.is_listening():
+            self._watched = True
+            self.began = time.perf_counter()
+            watcher.started(self)
+
+    def end(self, exc: BaseException | None) -> BaseException | None:
+        """Note that the call has ended.
+
+        Args:
+            exc: What its function raised, if it did.
+
+        Returns:
+            What is to be raised instead.
+        """
+        if exc is None:
+            failure, error = None, None
+        else:
+            failure, error = self._judged(exc)
+        if self._watched and self.home.watcher is not None:
+            self.home.watcher.ended(self, failure)
+        return error
 
     def retry_in(self, exc: Exception) -> float:
         """Seconds to wait after a failed attempt, before the next; raises the error again if there is none.
@@ -90,6 +144,8 @@ class Call:
         delay = self._delay_after(exc)
         if delay is None:
             raise  # what the driver is handling
+        if self._watched and self.home.watcher is not None:
+            self.home.watcher.retrying(self, exc, delay)
         return delay
 
     def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
@@ -121,17 +177,19 @@ class Call:
         """Whether it is the caller's mistake: wrong arguments come out as from any function."""
         return isinstance(exc, TypeError) and not self.spec.function.fits(self.args, self.kwargs)
 
-    def _fail(self, exc: BaseException) -> None:
-        """Raise what the call fails with because of what its function raised, if that is not the same."""
+    def _judged(self, exc: BaseException) -> tuple[BaseException, BaseException | None]:
+        """What the call has failed with, and what is to be raised in place of what its function raised."""
         if exc is self._raised or self._is_misfit(exc):
-            return
+            return exc, None
         if isinstance(exc, Exception):
-            raise self._wrapped(exc)
+            error = self._wrapped(exc)
+            return exc, None if error is exc else error
         if isinstance(exc, BaseExceptionGroup):
             # Failures and a cancellation in one: the failures are the call's, the cancellation goes on.
             failures, rest = exc.split(Exception)
             if failures is not None and rest is not None:
-                raise BaseExceptionGroup(exc.message, [self._wrapped(failures), rest])
+                return failures, BaseExceptionGroup(exc.message, [self._wrapped(failures), rest])
+        return exc, None
 
     def _wrapped(self, exc: Exception) -> Exception:
         """What the call raises because of its function's error: a `TaskError`, or the error itself with a note."""
@@ -153,12 +211,14 @@ class Call:
         return TaskMetadata(
             new_id(),
             self.spec.name_of(inputs, self.map_index),
+            "inline" if self.backend is None else self.backend.name,
             inputs=inputs,
             description=options.description,
             map_index=self.map_index,
             parent_id=None if parent is None else parent.id,
             is_async=function.is_async,
             is_generator=function.is_generator,
+            is_background=isinstance(self.parent, Root) and self.parent.accepted,
         )
 
 

@@ -3,15 +3,72 @@
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._metadata import TaskMetadata
+from .exceptions import SessionError
 
-__all__ = ["OUTSIDE", "Position", "current_task", "here", "reset", "set_current"]
+if TYPE_CHECKING:
+    from ._protocols import Watcher
+    from ._threads import Threads
+
+__all__ = ["OUTSIDE", "Home", "Position", "Root", "current_task", "here", "report", "reset", "set_current"]
+
+GRACE = 5.0  # seconds, unless a session says otherwise
+
+
+class Home:
+    """What the code of a session sees of it, or the code of none: resolved once, not by every call.
+
+    Args:
+        name: What the session is called.
+        session: The session, for those who ask; `None` outside.
+        watcher: Who is told of the calls.
+        threads: The worker threads; `None` for those of the event loop.
+        grace: Seconds that cleaning up may take.
+    """
+
+    __slots__ = ("closed", "grace", "leaving", "name", "session", "threads", "watcher")
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        session: Any = None,
+        watcher: Watcher | None = None,
+        threads: Threads | None = None,
+        grace: float = GRACE,
+    ) -> None:
+        self.name: str = name
+        self.session: Any = session
+        self.watcher: Watcher | None = watcher
+        self.threads: Threads | None = threads
+        self.grace: float = grace
+        self.leaving: bool = False  # no more calls but those of running calls
+        self.closed: bool = False  # no more calls
+
+    def refuse(self, task: str, position: Position) -> None:
+        """Raise if a session that is ending, or has ended, does not accept a call from there.
+
+        Raises:
+            SessionError: It does not.
+        """
+        if self.closed:
+            raise SessionError(f"task {task!r} was called in session {self.name!r}, which has ended")
+        if self.leaving and isinstance(position, Root) and not position.accepted:
+            raise SessionError(
+                f"task {task!r} was called in session {self.name!r}, which is ending: only calls that run already "
+                f"may make others"
+            )
 
 
 class Position(Protocol):
     """Where code runs: in a call, or directly in a session, or in neither."""
+
+    @property
+    def home(self) -> Home:
+        """What the code sees of its session."""
+        ...
 
     @property
     def metadata(self) -> TaskMetadata | None:
@@ -19,13 +76,24 @@ class Position(Protocol):
         ...
 
 
-class Outside:
-    """The position of code that runs in no call and no session."""
+class Root:
+    """The position of code that is in a session but in no call of it.
 
-    metadata = None
+    Args:
+        home: The session.
+        metadata: The call in which the session was opened, or from which a background call was started.
+        accepted: Whether a call from here was accepted before the session began to end.
+    """
+
+    __slots__ = ("accepted", "home", "metadata")
+
+    def __init__(self, home: Home, metadata: TaskMetadata | None = None, *, accepted: bool = False) -> None:
+        self.home: Home = home
+        self.metadata: TaskMetadata | None = metadata
+        self.accepted: bool = accepted
 
 
-OUTSIDE = Outside()
+OUTSIDE = Root(Home())
 _current: ContextVar[Position] = ContextVar("daglite_current", default=OUTSIDE)
 
 here = _current.get
@@ -46,3 +114,19 @@ def reset(token: PositionToken) -> None:
 def current_task() -> TaskMetadata | None:
     """The innermost call that the running code belongs to; `None` outside all calls."""
     return here().metadata
+
+
+def report(type: str, data: Any = None) -> None:
+    """Tell the subscribers of the session something about the running call, such as its progress.
+
+    It never waits and never fails, and may be used in threads. Outside a call, or with nobody listening, it does
+    nothing.
+
+    Args:
+        type: What kind of thing is reported, for subscribers to tell by.
+        data: The thing. Subscribers get it as it is.
+    """
+    position = here()
+    watcher = position.home.watcher
+    if watcher is not None and position.metadata is not None and watcher.is_listening():
+        watcher.reported(position.metadata, type, data)

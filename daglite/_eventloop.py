@@ -4,10 +4,48 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
 
 import anyio
+from anyio.lowlevel import current_token
 
-__all__ = ["cancellations", "in_event_loop", "is_being_cancelled"]
+__all__ = ["Loop", "cancellations", "in_event_loop", "is_being_cancelled"]
+
+
+class Loop:
+    """The event loop that runs in this thread, for use from others."""
+
+    def __init__(self) -> None:
+        token: Any = current_token().native_token
+        self._thread = get_ident()
+        self._token = token
+        self._is_asyncio = hasattr(token, "call_soon_threadsafe")
+
+    def is_here(self) -> bool:
+        """Whether the caller is in its thread."""
+        return get_ident() == self._thread
+
+    def run(self, func: Callable[..., Any], *args: Any) -> None:
+        """Call a function in the loop's thread: now, if that is the caller's, else soon and without waiting for it.
+
+        After the loop has ended it does nothing: there is nobody left to tell.
+        """
+        if get_ident() == self._thread:
+            func(*args)
+        elif self._is_asyncio:
+            try:
+                self._token.call_soon_threadsafe(func, *args)
+            except RuntimeError:  # it is closed
+                pass
+        else:
+            import trio
+
+            try:
+                self._token.run_sync_soon(func, *args)
+            except trio.RunFinishedError:
+                pass
 
 
 def in_event_loop() -> bool:

@@ -10,7 +10,7 @@ from inspect import Parameter, Signature
 from types import MethodType
 from typing import Any
 
-__all__ = ["Function", "function_of", "is_plain"]
+__all__ = ["Function", "function_of", "is_coroutine_function", "is_plain"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +113,11 @@ def function_of(target: Any) -> Function:
 def is_plain(func: Any) -> bool:
     """Whether it is a function that answers at once."""
     return callable(func) and not isinstance(func, type) and _kind_of(func)[:2] == (False, False)
+
+
+def is_coroutine_function(func: Any) -> bool:
+    """Whether calling it gives something to await."""
+    return callable(func) and not isinstance(func, type) and _kind_of(func)[:2] == (True, False)
 
 
 def _unwrapped(target: Any) -> tuple[str, Any]:

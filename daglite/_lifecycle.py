@@ -1,4 +1,4 @@
-"""One call from beginning to end, twice: for coroutine functions and for functions.
+"""One call from beginning to end, twice: for those that are awaited, and for functions that are called in place.
 
 `run` and `run_sync` are the same text but for `await`.
 """
@@ -13,12 +13,13 @@ from anyio.lowlevel import checkpoint
 
 from ._call import Call
 from ._eventloop import in_event_loop
+from ._protocols import Attempt
 
 __all__ = ["run", "run_sync"]
 
 
 async def run(call: Call) -> Any:
-    """Call a task's coroutine function until it succeeds or may not be tried again."""
+    """Call a task's function, in the event loop or on a backend, until it succeeds or may not be tried again."""
     with call:
         while True:
             call.attempts += 1
@@ -43,8 +44,10 @@ def run_sync(call: Call) -> Any:
 
 
 async def attempt(call: Call) -> Any:
-    """Run the function once, in the caller's own task."""
+    """Run the function once, in the caller's own task or where its backend says."""
     spec = call.spec
+    if call.backend is not None:
+        return await call.backend.run(Attempt(spec.label, spec.func, call.args, call.kwargs))
     if spec.timeout is None:
         return await spec.func(*call.args, **call.kwargs)
     deadline = anyio.current_time() + spec.timeout

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overl
 
 from typing_extensions import Never, ParamSpec, Self
 
+from ._bridge import THREAD
 from ._call import Call
 from ._functions import Function, function_of
 from ._lifecycle import run, run_sync
@@ -161,6 +162,11 @@ class Task(Generic[P, R]):
         spec = self._spec
         return type(self)(Spec(spec.function, spec.options.changed(spec.function, changes)), self._source)
 
+    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any) -> Call:
+        """A call that somebody starts later: wrong arguments are an error now."""
+        self._spec.function.signature.bind(*args, **kwargs)
+        return Call(self._spec, args, kwargs, **facts)
+
     def _bound_to(self, owner: Any) -> Self:
         spec = self._spec
         return type(self)(Spec(spec.function.bound_to(owner), spec.options))
@@ -254,6 +260,20 @@ class SyncTask(Task[P, R]):
             RuntimeError: The task has a `retry_delay` and an event loop runs in this thread, which it would block.
         """
         return run_sync(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
+
+    async def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the task in a worker thread, in a copy of the current context, and wait for it there.
+
+        In a session the thread is one of its `max_threads`, else one of 40 of the event loop. Cancellation waits until
+        the function has returned.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+        """
+        return await run(Call(self._spec, args, kwargs, backend=THREAD))  # type: ignore[no-any-return]
 
     def partial(self, *args: Any, **kwargs: Any) -> SyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
@@ -378,6 +398,11 @@ def make_task(target: Any, options: Mapping[str, Any]) -> Task[Any, Any]:
         )
     function = function_of(target)
     return kind_for(function)(Spec(function, checked_options(function, **options)))
+
+
+def as_task(target: Any) -> Task[Any, Any]:
+    """A task as it is, or one without options of a plain function."""
+    return target if isinstance(target, Task) else task(target)
 
 
 def kind_for(function: Function) -> type[Task[Any, Any]]:

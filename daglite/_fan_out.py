@@ -1,0 +1,144 @@
+"""Calls for the items of iterables: so many at once, each in a task of the event loop of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from . import _numbers
+from ._bridge import THREAD
+from ._call import Call
+from ._context import here
+from ._failures import Failures
+from ._lifecycle import run
+from .tasks import Task, as_task
+
+__all__ = ["FanOut"]
+
+_STRIDE = 64  # calls that are started in a row, before the event loop gets its turn
+
+
+class Sources:
+    """Arguments for calls: one from each iterable, until the shortest is exhausted."""
+
+    def __init__(self, where: str, iterables: tuple[Any, ...]) -> None:
+        if not iterables:
+            raise TypeError(f"{where}: there is no iterable to take arguments from")
+        self._iterators = [_iterator(where, number, each) for number, each in enumerate(iterables, start=1)]
+        self._given = iterables
+
+    async def take(self) -> tuple[Any, ...] | None:
+        """The arguments of the next call; `None` if there are no more."""
+        taken: list[Any] = []
+        try:
+            for iterator in self._iterators:
+                if isinstance(iterator, AsyncIterator):
+                    taken.append(await iterator.__anext__())
+                else:
+                    taken.append(next(iterator))
+        except (StopIteration, StopAsyncIteration):
+            return None
+        return tuple(taken)
+
+    async def aclose(self, grace: float) -> None:
+        """Close the async generators among them, which would else be left to the event loop to end."""
+        with anyio.move_on_after(grace, shield=True):
+            for iterator in self._iterators:
+                if isinstance(iterator, AsyncIterator) and hasattr(iterator, "aclose"):
+                    await iterator.aclose()
+
+
+def _iterator(where: str, number: int, iterable: Any) -> Iterator[Any] | AsyncIterator[Any]:
+    if hasattr(iterable, "__aiter__"):
+        asynchronous: AsyncIterator[Any] = iterable.__aiter__()
+        return asynchronous
+    try:
+        synchronous: Iterator[Any] = iter(iterable)
+        return synchronous
+    except TypeError:
+        raise TypeError(f"{where}: iterable {number} is {iterable!r}, which cannot be iterated over") from None
+
+
+class FanOut:
+    """A call of a task for each item, started as fast as there is room.
+
+    Args:
+        what: The public function, for messages.
+        target: The task, or a function.
+        iterables: Where the arguments come from.
+        limit: How many calls run at once; `None` for any number.
+        errors: `"collect"` if a failed call is a result like others, and does not end the rest; else `"raise"`.
+
+    Raises:
+        TypeError: The task or an iterable is none, or `limit` no whole number.
+        ValueError: `limit` is less than 1, or `errors` neither of the two.
+        SessionError: The session has begun to end.
+    """
+
+    def __init__(self, what: str, target: Any, iterables: tuple[Any, ...], *, limit: Any, errors: Any) -> None:
+        self.task: Task[Any, Any] = as_task(target)
+        self.where: str = f"{what} of task {self.task.name!r}"
+        self.sources: Sources = Sources(self.where, iterables)
+        self.places: anyio.Semaphore | None = None
+        if limit is not None:
+            _numbers.whole(f"{self.where}: limit", limit, least=1)
+            self.places = anyio.Semaphore(limit, fast_acquire=True)
+        if errors not in ("raise", "collect"):
+            raise ValueError(f"{self.where}: errors must be 'raise' or 'collect', not {errors!r}")
+        self.collect: bool = errors == "collect"
+        position = here()
+        self.grace: float = position.home.grace
+        if position.home.leaving:
+            position.home.refuse(self.task.name, position)
+        self._backend = None if self.task.is_async else THREAD
+
+    async def start(
+        self, group: TaskGroup, failures: Failures, prepare: Callable[[int], Any], keep: Callable[[int, Any, Any], None]
+    ) -> None:
+        """Start the calls, from the first item to the last.
+
+        Args:
+            group: What they run in.
+            failures: Keeps what they fail with.
+            prepare: Told of each call before its arguments are taken.
+            keep: Given the index of a call that has ended, its value, and its error.
+        """
+        try:
+            for index in itertools.count():
+                if self.places is not None:
+                    await self.places.acquire()
+                elif index % _STRIDE == _STRIDE - 1:
+                    await checkpoint()
+                # Only now: what is not taken yet is not lost when a call fails.
+                args = await self.sources.take()
+                if args is None:
+                    return
+                prepare(index)
+                group.start_soon(self._one, index, args, failures, keep)
+        finally:
+            await self.sources.aclose(self.grace)
+
+    async def _one(
+        self, index: int, args: tuple[Any, ...], failures: Failures, keep: Callable[[int, Any, Any], None]
+    ) -> None:
+        if failures.scope.cancel_called:
+            return
+        try:
+            value = await run(Call(self.task._spec, args, {}, map_index=index, backend=self._backend))
+        except BaseException as exc:
+            if self.collect and isinstance(exc, Exception):
+                keep(index, None, exc)
+                return
+            cancellation = failures.add(exc)
+            if cancellation is not None:
+                raise cancellation
+        else:
+            keep(index, value, None)
+        finally:
+            if self.places is not None:
+                self.places.release()

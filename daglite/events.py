@@ -1,0 +1,148 @@
+"""What happened: immutable records, delivered to whoever subscribes with `session.events()` or `session.watch()`.
+
+They carry the text of errors and never the errors themselves, whose tracebacks would keep everything alive that the
+failed code has seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from ._metadata import TaskMetadata
+
+__all__ = [
+    "Event",
+    "SessionEnded",
+    "SessionStarted",
+    "TaskCancelled",
+    "TaskEvent",
+    "TaskFailed",
+    "TaskReported",
+    "TaskRetrying",
+    "TaskStarted",
+    "TaskSucceeded",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a session.
+
+    Args:
+        session_id: The session.
+        time: When, in seconds of the wall clock, as `time.time` tells it.
+    """
+
+    session_id: UUID
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted(Event):
+    """A session was entered.
+
+    Args:
+        name: What the session is called.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded(Event):
+    """A session has ended: all its calls have.
+
+    Args:
+        name: What the session is called.
+        duration: Seconds since it was entered.
+    """
+
+    name: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent(Event):
+    """Something that happened to a call.
+
+    Args:
+        metadata: The call.
+    """
+
+    metadata: TaskMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted(TaskEvent):
+    """A call has begun. Exactly one of `TaskSucceeded`, `TaskFailed` and `TaskCancelled` follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRetrying(TaskEvent):
+    """An attempt has failed, and there will be another.
+
+    Args:
+        attempt: The retry's number, from 1.
+        delay: Seconds until it begins.
+        error: The text of what went wrong: the error's type and message.
+    """
+
+    attempt: int
+    delay: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSucceeded(TaskEvent):
+    """A call has given its result.
+
+    Args:
+        duration: Seconds since it began, retries and waits included.
+        attempts: How often its function was run.
+    """
+
+    duration: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed(TaskEvent):
+    """A call has failed for good.
+
+    Args:
+        duration: Seconds since it began, retries and waits included.
+        attempts: How often its function was run.
+        error: The text of what went wrong: the error's type and message.
+    """
+
+    duration: float
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCancelled(TaskEvent):
+    """A call was cancelled, or ended by an interrupt or exit.
+
+    Args:
+        duration: Seconds since it began, retries and waits included.
+        attempts: How often its function was run.
+    """
+
+    duration: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReported(TaskEvent):
+    """What a call says of itself, with `report(type, data)`.
+
+    Args:
+        type: What kind of thing is reported.
+        data: The thing, as it was given.
+    """
+
+    type: str
+    data: Any

@@ -1,0 +1,373 @@
+"""The scope that owns background calls, events and threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar, overload
+from uuid import UUID
+
+import anyio
+from anyio import get_cancelled_exc_class
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from typing_extensions import ParamSpec, Self
+
+from . import _numbers
+from ._bridge import THREAD
+from ._bus import Bus, Subscription
+from ._call import Call
+from ._context import Home, Position, Root, here, reset, set_current
+from ._failures import Failures, is_cancellation
+from ._functions import is_coroutine_function
+from ._lifecycle import run
+from ._log import logger
+from ._metadata import new_id
+from ._threads import MAX_THREADS, Threads
+from ._typing import NOT_GIVEN, NotGiven
+from .exceptions import CallCancelledError, SessionError
+from .tasks import as_task
+
+__all__ = ["CallHandle", "Session", "Subscription", "current_session", "session"]
+
+Subscription.__module__ = __name__  # where people find it
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def session(
+    *, name: str | NotGiven = NOT_GIVEN, grace: float | NotGiven = NOT_GIVEN, max_threads: int | NotGiven = NOT_GIVEN
+) -> Session:
+    """A scope for calls, opened with `async with`.
+
+    ```python
+    import anyio
+    from daglite import session, task
+
+
+    @task
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    async def main() -> int:
+        async with session() as s:
+            call = s.start_soon(double, 4)
+            return await call + await double(5)
+
+
+    assert anyio.run(main) == 18
+    ```
+
+    Nothing that is started in it outlives it. What is not given comes from the enclosing session, whose subscribers
+    also hear of the calls in this one.
+
+    Args:
+        name: What events and errors call it; `"session"` by default.
+        grace: Seconds that cleaning up may take when it ends; 5 by default.
+        max_threads: How many worker threads its calls may use at once; 40 by default.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+    """
+    if not isinstance(name, (str, NotGiven)):
+        raise TypeError(f"session: name must be a str, not {name!r}")
+    if not isinstance(grace, NotGiven):
+        grace = _numbers.finite("session: grace", grace, least=0)
+    if not isinstance(max_threads, NotGiven):
+        max_threads = _numbers.whole("session: max_threads", max_threads, least=1)
+    return Session(name=name, grace=grace, max_threads=max_threads)
+
+
+def current_session() -> Session | None:
+    """The innermost session that the running code is in; `None` outside all sessions."""
+    return here().home.session  # type: ignore[no-any-return]
+
+
+class CallHandle(Generic[R]):
+    """A background call. `await` it for its result.
+
+    Awaiting gives the function's result or raises the call's own error. The session tells of that error whether or not
+    it was caught here: to handle it, `await` the task instead of starting it.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._scope = anyio.CancelScope()
+        self._done = anyio.Event()
+        self._waiting = 0
+        self._value: Any = NOT_GIVEN
+        self._error: Exception | None = None
+
+    @property
+    def id(self) -> UUID:
+        """The id of the call, as in its events."""
+        return self._call.metadata.id
+
+    def cancel(self) -> None:
+        """Cancel the call: at its next `await`, or before it has begun."""
+        self._scope.cancel()
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self._wait().__await__()
+
+    def __repr__(self) -> str:
+        return f"<CallHandle of {self._call.metadata.name!r}>"
+
+    async def _wait(self) -> R:
+        self._waiting += 1
+        try:
+            await self._done.wait()
+        finally:
+            self._waiting -= 1
+        if self._error is not None:
+            raise self._error
+        if self._value is NOT_GIVEN:
+            raise CallCancelledError(f"the background call of task {self._call.metadata.name!r} was cancelled")
+        return self._value  # type: ignore[no-any-return]
+
+    async def _run(self) -> None:
+        """Run the call, and keep what comes of it."""
+        if self._scope.cancel_called:
+            return
+        with self._scope:
+            try:
+                self._value = await run(self._call)
+            except Exception as exc:
+                self._error = exc
+                raise
+
+    async def _tell(self) -> None:
+        """Wake those that wait: they hear of a failure before the session does, which it cancels."""
+        if self._error is not None and self._waiting:
+            self._done.set()
+            with anyio.CancelScope(shield=True):
+                # One step does not order two tasks on Trio; two do.
+                await checkpoint()
+                await checkpoint()
+
+
+class Session:
+    """What `session()` opens: the owner of all that is started in it.
+
+    Leaving waits for the background calls, or cancels them if the body failed. Then `SessionEnded` is published, and
+    the watchers have `grace` seconds to take what waits for them. An error of the body comes out as it is; failed
+    background calls as a `TaskGroupError`; both in an `ExceptionGroup`, the body's error first.
+    """
+
+    def __init__(self, *, name: str | NotGiven, grace: float | NotGiven, max_threads: int | NotGiven) -> None:
+        self.id: UUID = new_id()
+        self.name: str = "session" if isinstance(name, NotGiven) else name
+        self._grace = grace
+        self._max_threads = max_threads
+        self._state: Literal["new", "open", "leaving", "ended"] = "new"
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r}, {self._state}>"
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise SessionError(f"session {self.name!r} was entered before; session() makes another")
+        self._outside: Position = here()
+        outer = self._outside.home
+        self._bus = Bus(self.id, outer.watcher if isinstance(outer.watcher, Bus) else None)
+        self._home = Home(
+            self.name,
+            session=self,
+            watcher=self._bus,
+            threads=Threads(self._inherited_threads(outer)),
+            grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
+        )
+        self._running = 0
+        self._idle: anyio.Event | None = None
+        self._watchers: set[anyio.CancelScope] = set()
+        self._group: TaskGroup = anyio.create_task_group()
+        await self._group.__aenter__()
+        self._failures = Failures()
+        self._failures.scope = self._group.cancel_scope
+        self._began = time.perf_counter()
+        self._state = "open"
+        self._token = set_current(Root(self._home, self._outside.metadata))
+        self._bus.session_started(self.name)
+        return self
+
+    def _inherited_threads(self, outer: Home) -> int:
+        if not isinstance(self._max_threads, NotGiven):
+            return self._max_threads
+        return MAX_THREADS if outer.threads is None else outer.threads.max_threads
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        reset(self._token)
+        self._state = "leaving"
+        self._home.leaving = True
+        self._bus.end(lasting=False)
+        cancellation = await self._join(exc)
+        self._home.closed = True
+        self._state = "ended"
+        self._bus.session_ended(self.name, time.perf_counter() - self._began)
+        self._bus.end(lasting=True)
+        deadline = anyio.current_time() + self._home.grace
+        for scope in self._watchers:
+            scope.deadline = deadline
+        cancellation = await self._leave_group(cancellation)
+        own = exc if exc is not None and not is_cancellation(exc) else cancellation
+        error = self._failures.concluded(own, f"Background calls of session {self.name!r} failed")
+        if error is None or error is exc:
+            return error is None
+        raise error
+
+    async def _join(self, exc: BaseException | None) -> BaseException | None:
+        """Wait for the background calls, which are cancelled if the body failed.
+
+        Returns:
+            The cancellation that the body or the wait has ended with.
+        """
+        cancellation = exc if is_cancellation(exc) else None
+        if exc is not None:
+            self._group.cancel_scope.cancel()
+        try:
+            await self._until_idle()
+        except get_cancelled_exc_class() as interrupted:
+            cancellation = cancellation or interrupted
+            self._group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._until_idle()
+        return cancellation
+
+    async def _until_idle(self) -> None:
+        while self._running:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
+        """Wait for the watchers.
+
+        Returns:
+            What is left of the cancellation, if it was not only the session's own.
+        """
+        kind = None if cancellation is None else type(cancellation)
+        try:
+            if await self._group.__aexit__(kind, cancellation, getattr(cancellation, "__traceback__", None)):
+                return None
+        except BaseException as exc:
+            return exc
+        return cancellation
+
+    @overload
+    def start_soon(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallHandle[R]: ...
+    @overload
+    def start_soon(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]: ...
+    def start_soon(self, func: Any, /, *args: Any, **kwargs: Any) -> CallHandle[Any]:
+        """Start a call in the background, and wait for it when the session ends.
+
+        A task that is a plain function runs in a worker thread. If the call fails, the session is cancelled, as a task
+        group would be.
+
+        Args:
+            func: A task, or a function.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            A handle to wait for the result with, or to cancel the call.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            SessionError: The session is not open, or this is not its event loop's thread.
+        """
+        task = as_task(func)
+        position = here()
+        self._check_open(f"the background call of {task.name!r}", position)
+        root = Root(self._home, position.metadata, accepted=True)
+        call = task._prepared(args, kwargs, parent=root, backend=None if task.is_async else THREAD)
+        handle: CallHandle[Any] = CallHandle(call)
+        self._running += 1
+        self._group.start_soon(self._run, handle, name=call.spec.label)
+        return handle
+
+    async def _run(self, handle: CallHandle[Any]) -> None:
+        try:
+            if not self._group.cancel_scope.cancel_called:
+                await handle._run()
+        except BaseException as exc:
+            await handle._tell()
+            cancellation = self._failures.add(exc)
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            handle._done.set()
+            self._running -= 1
+            if not self._running and self._idle is not None:
+                self._idle.set()
+
+    def events(self) -> Subscription:
+        """The events of this session and of those inside it, for `async with`, then `async for`.
+
+        It has everything that is published after it was entered, in order, until the session begins to end: for looking
+        while things run. `watch` sees it all.
+
+        Raises:
+            SessionError: The session is not open.
+        """
+        self._check_open("events()", None)
+        return Subscription(self._bus)
+
+    def watch(self, consumer: Callable[[Subscription], Awaitable[Any]], /) -> None:
+        """Let a coroutine function follow the events, from now until the session has ended.
+
+        It runs beside the session and outside of it: its own calls are in no session of this one, and so not among the
+        events. Its failure is logged, and harms nobody. When all else has ended it has `grace` seconds to take what
+        still waits.
+
+        Args:
+            consumer: Called with the events, to be used in `async for`.
+
+        Raises:
+            TypeError: It is not a coroutine function.
+            SessionError: The session is not open, or this is not its event loop's thread.
+        """
+        if not is_coroutine_function(consumer):
+            raise TypeError(f"session {self.name!r}: watch() takes a coroutine function, not {consumer!r}")
+        self._check_open("watch()", None)
+        events = Subscription(self._bus, lasting=True)
+        events.open()
+        scope = anyio.CancelScope(shield=True)
+        self._watchers.add(scope)
+        self._group.start_soon(self._watch, consumer, events, scope, name=f"watch {self.name}")
+
+    async def _watch(
+        self, consumer: Callable[[Subscription], Awaitable[Any]], events: Subscription, scope: anyio.CancelScope
+    ) -> None:
+        set_current(self._outside)
+        with scope:
+            try:
+                await consumer(events)
+            except Exception:
+                logger().exception("session %r: %r failed to watch it", self.name, consumer)
+            except get_cancelled_exc_class():
+                logger().warning(
+                    "session %r: %r had not seen all events after %g s", self.name, consumer, self._home.grace
+                )
+                raise
+            except BaseException as exc:
+                self._failures.add(exc)
+            finally:
+                events.close()
+                self._watchers.discard(scope)
+
+    def _check_open(self, what: str, position: Position | None) -> None:
+        """Raise if the session is not to be used, but for the running calls of one that is about to end."""
+        if self._state == "new":
+            raise SessionError(f"session {self.name!r}: {what} before it was entered; use it in `async with`")
+        is_running = position is not None and position.home.session is not None and not isinstance(position, Root)
+        if self._state != "open" and not (self._state == "leaving" and is_running):
+            raise SessionError(f"session {self.name!r}: {what} after it has begun to end")
+        if not self._bus.loop.is_here():
+            raise SessionError(f"session {self.name!r}: {what} in another thread than that of its event loop")

@@ -1,0 +1,195 @@
+"""A census of the standard library: what is in its source files, and which are slow to parse.
+
+    python examples/stdlib_census.py
+    python examples/stdlib_census.py --event-loop trio --limit 4 --root some/folder
+
+The files are parsed in worker threads, a few at once, so that the event loop stays free to tell how far it is. What is
+counted on the way comes from the events of the session. Files that do not parse are there to be broken, as the test
+data of Python's own tests: they are counted, and are no failures.
+"""
+
+import argparse
+import ast
+import heapq
+import importlib.util
+import io
+import os
+import platform
+import sys
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import thread_time
+
+import anyio
+
+from daglite import gather_tasks, session, task
+from daglite.events import Event, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
+from daglite.exceptions import TaskError
+from daglite.sessions import Subscription
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+INSTALLED = {"site-packages", "dist-packages"}
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know about one file."""
+
+    path: Path
+    lines: int
+    functions: int = 0
+    coroutines: int = 0
+    seconds: float = 0.0
+    broken: bool = False
+
+
+@dataclass
+class Totals:
+    """What is known of all files so far."""
+
+    files: int = 0
+    lines: int = 0
+    functions: int = 0
+    coroutines: int = 0
+    broken: int = 0
+    slowest: list[Facts] = field(default_factory=list)
+    failures: list[TaskError] = field(default_factory=list)
+
+    def add(self, facts: Facts) -> None:
+        self.files += 1
+        self.lines += facts.lines
+        self.functions += facts.functions
+        self.coroutines += facts.coroutines
+        self.broken += facts.broken
+        self.slowest = heapq.nlargest(SHOWN, [*self.slowest, facts], key=lambda each: each.seconds)
+
+
+@dataclass
+class Progress:
+    """How far the work is, by the events of its session."""
+
+    done: int = 0
+    failed: int = 0
+    retries: int = 0
+    seconds: float = 0.0
+
+    async def follow(self, events: Subscription) -> None:
+        """Count the events until the session has ended, and show the counts in a terminal."""
+        visible = sys.stderr.isatty()
+        async for event in events:
+            self.count(event)
+            if visible:
+                print(f"\r{self.done:,} files parsed, {self.failed:,} failed", end="", file=sys.stderr, flush=True)
+        if visible:
+            print(file=sys.stderr)
+
+    def count(self, event: Event) -> None:
+        match event:
+            case TaskSucceeded():
+                self.done += 1
+            case TaskRetrying():
+                self.retries += 1
+            case TaskFailed():
+                self.failed += 1
+            case SessionEnded(duration=seconds):
+                self.seconds = seconds
+
+
+def source_files(root: Path) -> Iterator[Path]:
+    """The Python files of a folder, without packages that were installed into it."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(set(subfolders) - INSTALLED)
+        for name in sorted(names):
+            if name.endswith(".py"):
+                yield Path(folder, name)
+
+
+# An editor that saves a file, or pip that upgrades one, takes it away for a moment.
+@task(retries=2, retry_on=FileNotFoundError, retry_delay=0.05)
+def examine(path: Path) -> Facts:
+    """Parse one file and count what is in it."""
+    began = thread_time()
+    source = path.read_bytes()
+    lines = len(source.splitlines())
+    try:
+        tree = ast.parse(source, path.name)
+    except SyntaxError:
+        return Facts(path, lines, seconds=thread_time() - began, broken=True)
+    kinds = Counter(map(type, ast.walk(tree)))
+    return Facts(path, lines, kinds[ast.FunctionDef], kinds[ast.AsyncFunctionDef], thread_time() - began)
+
+
+async def take_census(root: Path, limit: int) -> tuple[Totals, Progress]:
+    """Examine every file under a folder, so many at once."""
+    totals, progress = Totals(), Progress()
+    async with session(name="census") as s:
+        s.watch(progress.follow)
+        for outcome in await gather_tasks(examine, source_files(root), limit=limit, errors="collect"):
+            if outcome.value is not None:
+                totals.add(outcome.value)
+            elif isinstance(outcome.error, TaskError):
+                totals.failures.append(outcome.error)
+    return totals, progress
+
+
+def print_report(root: Path, totals: Totals, progress: Progress) -> None:
+    rows = {
+        "files": f"{totals.files:,}",
+        "lines": f"{totals.lines:,}",
+        "functions": f"{totals.functions:,}",
+        "coroutines": f"{totals.coroutines:,}",
+        "broken on purpose": f"{totals.broken:,}",
+        "failures": f"{len(totals.failures):,}",
+        "retries": f"{progress.retries:,}",
+        "wall time": f"{progress.seconds:.2f} s",
+        "calls/s": f"{(progress.done + progress.failed) / progress.seconds:,.0f}",
+    }
+    for name, value in rows.items():
+        print(f"  {name:18}{value:>12}")
+    print("\nSlowest files, in CPU time:")
+    for facts in totals.slowest:
+        print(f"  {facts.seconds:.3f} s  {facts.path.relative_to(root)}")
+    if totals.failures:
+        print("\nFiles that could not be examined:")
+    for error in totals.failures:
+        print(f"  {error}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Count what is in Python source files.")
+    parser.add_argument("--root", type=Path, default=STDLIB, help="folder (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=8, help="files at once (default: %(default)s)")
+    parser.add_argument("--event-loop", choices=["asyncio", "trio"], default="asyncio")
+    arguments = parser.parse_args()
+    if not arguments.root.is_dir():
+        parser.error(f"--root: there is no folder {str(arguments.root)!r}")
+    if arguments.limit < 1:
+        parser.error(f"--limit: at least one file at once, not {arguments.limit}")
+    if arguments.event_loop == "trio" and importlib.util.find_spec("trio") is None:
+        parser.error("--event-loop trio: Trio is not installed; run `python -m pip install trio`")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    # What the parser thinks of other people's string literals is not news here.
+    warnings.simplefilter("ignore", SyntaxWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    # File names may hold what a terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    print(
+        f"{arguments.root}: Python {platform.python_version()}, {arguments.event_loop}, "
+        f"{arguments.limit} files at once in threads"
+    )
+    totals, progress = anyio.run(take_census, arguments.root, arguments.limit, backend=arguments.event_loop)
+    print_report(arguments.root, totals, progress)
+
+
+if __name__ == "__main__":
+    main()
