@@ -2,14 +2,15 @@
 
 from ._context import current_task, report
 from ._metadata import TaskMetadata
-from .composers import Outcome, gather_tasks, partition
+from .composers import Outcome, gather_tasks, partition, stream_tasks
 from .sessions import current_session, session
-from .tasks import AsyncTask, SyncTask, task
+from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task
 
 __all__ = [
     "task",
     "session",
     "gather_tasks",
+    "stream_tasks",
     "Outcome",
     "partition",
     "current_task",
@@ -18,6 +19,8 @@ __all__ = [
     "TaskMetadata",
     "AsyncTask",
     "SyncTask",
+    "AsyncTaskStream",
+    "SyncTaskStream",
 ]
 
 for _public in (current_task, report, TaskMetadata):

@@ -13,6 +13,7 @@ from ._eventloop import Loop
 from ._log import logger
 from .events import (
     Event,
+    ItemYielded,
     SessionEnded,
     SessionStarted,
     TaskCancelled,
@@ -78,12 +79,16 @@ class Bus:
         """An attempt has failed, and another follows after so many seconds."""
         self.publish(TaskRetrying(self.session_id, time.time(), call.metadata, call.attempts, delay, described(error)))
 
-    def ended(self, call: Watched, error: BaseException | None) -> None:
-        """A call has ended with what its function raised, if it did."""
+    def yielded(self, call: Watched, index: int) -> None:
+        """A stream has given an item."""
+        self.publish(ItemYielded(self.session_id, time.time(), call.metadata, index))
+
+    def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
+        """A call has ended with what its function raised, if it did, or a stream was closed."""
         duration = time.perf_counter() - call.began
         about = self.session_id, time.time(), call.metadata, duration, call.attempts
         if error is None:
-            self.publish(TaskSucceeded(*about))
+            self.publish(TaskSucceeded(*about, call.items, closed))
         elif isinstance(error, Exception):
             self.publish(TaskFailed(*about, described(error)))
         else:

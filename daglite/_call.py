@@ -52,6 +52,7 @@ class Call:
         "backend",
         "began",
         "home",
+        "items",
         "kwargs",
         "map_index",
         "parent",
@@ -77,6 +78,7 @@ class Call:
         self.home: Home = self.parent.home
         self.attempts: int = 0
         self.began: float = 0.0  # by `time.perf_counter`, if it is watched
+        self.items: int | None = 0 if spec.function.is_generator else None
         self._watched: bool = False
         self._metadata: TaskMetadata | None = None
         self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
@@ -118,11 +120,29 @@ class Call:
             self.began = time.perf_counter()
             watcher.started(self)
 
-    def end(self, exc: BaseException | None) -> BaseException | None:
+    def move_here(self) -> None:
+        """Make it a call of where the running code is; a background call stays where it was started."""
+        if not self.is_background():
+            self.parent = here()
+            self.home = self.parent.home
+
+    def is_background(self) -> bool:
+        """Whether it was started with `start_soon`."""
+        return isinstance(self.parent, Root) and self.parent.accepted
+
+    def yielded(self) -> None:
+        """Note that the stream has given an item."""
+        assert self.items is not None  # it is a stream
+        self.items += 1
+        if self._watched and self.home.watcher is not None:
+            self.home.watcher.yielded(self, self.items - 1)
+
+    def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
         """Note that the call has ended.
 
         Args:
             exc: What its function raised, if it did.
+            closed: Whether it is a stream that was closed before it was exhausted.
 
         Returns:
             What is to be raised instead.
@@ -132,7 +152,7 @@ class Call:
         else:
             failure, error = self._judged(exc)
         if self._watched and self.home.watcher is not None:
-            self.home.watcher.ended(self, failure)
+            self.home.watcher.ended(self, failure, closed=closed)
         return error
 
     def retry_in(self, exc: Exception) -> float:
@@ -194,7 +214,7 @@ class Call:
     def _wrapped(self, exc: Exception) -> Exception:
         """What the call raises because of its function's error: a `TaskError`, or the error itself with a note."""
         if not self.spec.options.wrap_errors:
-            add_note(exc, f"Raised by task {self.metadata.name!r} after {_counted(self.attempts)}.")
+            add_note(exc, f"Raised by task {self.metadata.name!r} after {self._counted()}.")
             return exc
         text = self._failed_with(f"{type(exc).__name__}: {exc}")
         error = TaskError(text, metadata=self.metadata, attempts=self.attempts)
@@ -202,7 +222,11 @@ class Call:
         return error
 
     def _failed_with(self, text: str) -> str:
-        return f"Task {self.metadata.name!r} failed after {_counted(self.attempts)} with error: {text}"
+        return f"Task {self.metadata.name!r} failed after {self._counted()} with error: {text}"
+
+    def _counted(self) -> str:
+        number, what = (self.attempts, "attempt") if self.items is None else (self.items, "item")
+        return f"1 {what}" if number == 1 else f"{number} {what}s"
 
     def _described(self) -> TaskMetadata:
         function, options = self.spec.function, self.spec.options
@@ -218,7 +242,7 @@ class Call:
             parent_id=None if parent is None else parent.id,
             is_async=function.is_async,
             is_generator=function.is_generator,
-            is_background=isinstance(self.parent, Root) and self.parent.accepted,
+            is_background=self.is_background(),
         )
 
 
@@ -231,7 +255,3 @@ def add_note(exc: BaseException, note: str) -> None:
             exc.__dict__["__notes__"] = [*getattr(exc, "__notes__", ()), note]
     except Exception:  # its class is a frozen dataclass, say
         pass
-
-
-def _counted(attempts: int) -> str:
-    return "1 attempt" if attempts == 1 else f"{attempts} attempts"

@@ -26,9 +26,10 @@ class Home:
         watcher: Who is told of the calls.
         threads: The worker threads; `None` for those of the event loop.
         grace: Seconds that cleaning up may take.
+        streams: The open streams, oldest first, which it closes when it ends; `None` outside.
     """
 
-    __slots__ = ("closed", "grace", "leaving", "name", "session", "threads", "watcher")
+    __slots__ = ("closed", "grace", "leaving", "name", "session", "streams", "threads", "watcher")
 
     def __init__(
         self,
@@ -38,12 +39,14 @@ class Home:
         watcher: Watcher | None = None,
         threads: Threads | None = None,
         grace: float = GRACE,
+        streams: dict[Any, None] | None = None,
     ) -> None:
         self.name: str = name
         self.session: Any = session
         self.watcher: Watcher | None = watcher
         self.threads: Threads | None = threads
         self.grace: float = grace
+        self.streams: dict[Any, None] | None = streams
         self.leaving: bool = False  # no more calls but those of running calls
         self.closed: bool = False  # no more calls
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from threading import get_ident
 from typing import Any
 
 import anyio
 from anyio.lowlevel import current_token
 
-__all__ = ["Loop", "cancellations", "in_event_loop", "is_being_cancelled"]
+__all__ = ["Loop", "cancellations", "context_for_thread", "in_event_loop", "is_being_cancelled"]
 
 
 class Loop:
@@ -34,7 +35,12 @@ class Loop:
         """
         if get_ident() == self._thread:
             func(*args)
-        elif self._is_asyncio:
+        else:
+            self.post(func, *args)
+
+    def post(self, func: Callable[..., Any], *args: Any) -> None:
+        """Call a function in the loop's thread soon, also from there."""
+        if self._is_asyncio:
             try:
                 self._token.call_soon_threadsafe(func, *args)
             except RuntimeError:  # it is closed
@@ -56,6 +62,15 @@ def in_event_loop() -> bool:
         return True
     trio = sys.modules.get("trio")
     return trio is not None and trio.lowlevel.in_trio_run()
+
+
+def context_for_thread() -> Context:
+    """A copy of the current context for a thread in which no event loop runs, as anyio makes it for its own."""
+    context = copy_context()
+    sniffio: Any = sys.modules.get("sniffio")
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context
 
 
 def cancellations() -> int:

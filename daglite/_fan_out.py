@@ -11,11 +11,8 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from . import _numbers
-from ._bridge import THREAD
-from ._call import Call
 from ._context import here
-from ._failures import Failures
-from ._lifecycle import run
+from ._failures import Failures, without_cancellation
 from .tasks import Task, as_task
 
 __all__ = ["FanOut"]
@@ -83,62 +80,81 @@ class FanOut:
     def __init__(self, what: str, target: Any, iterables: tuple[Any, ...], *, limit: Any, errors: Any) -> None:
         self.task: Task[Any, Any] = as_task(target)
         self.where: str = f"{what} of task {self.task.name!r}"
-        self.sources: Sources = Sources(self.where, iterables)
-        self.places: anyio.Semaphore | None = None
+        self._sources = Sources(self.where, iterables)
+        self._places: anyio.Semaphore | None = None
         if limit is not None:
             _numbers.whole(f"{self.where}: limit", limit, least=1)
-            self.places = anyio.Semaphore(limit, fast_acquire=True)
+            self._places = anyio.Semaphore(limit, fast_acquire=True)
         if errors not in ("raise", "collect"):
             raise ValueError(f"{self.where}: errors must be 'raise' or 'collect', not {errors!r}")
         self.collect: bool = errors == "collect"
+        self.window: anyio.Semaphore | None = None  # if set, a place in it is taken for each call, and never given back
+        self.started: int = 0  # calls
+        self._failures = Failures()
         position = here()
-        self.grace: float = position.home.grace
+        self._grace = position.home.grace
         if position.home.leaving:
             position.home.refuse(self.task.name, position)
-        self._backend = None if self.task.is_async else THREAD
 
-    async def start(
-        self, group: TaskGroup, failures: Failures, prepare: Callable[[int], Any], keep: Callable[[int, Any, Any], None]
-    ) -> None:
-        """Start the calls, from the first item to the last.
+    async def run(self, keep: Callable[[int, Any, Exception | None], None]) -> None:
+        """Make the calls, from the first item to the last, and wait for them.
 
         Args:
-            group: What they run in.
-            failures: Keeps what they fail with.
-            prepare: Told of each call before its arguments are taken.
-            keep: Given the index of a call that has ended, its value, and its error.
+            keep: Given the index of a call that has ended, its value, and its error if errors are collected.
+
+        Raises:
+            TaskGroupError: Calls failed.
+            Exception: A source failed.
         """
+        own: BaseException | None = None
+        try:
+            async with anyio.create_task_group() as group:
+                self._failures.scope = group.cancel_scope
+                try:
+                    await self._start(group, keep)
+                except BaseException as exc:
+                    own, cancellation = without_cancellation(exc)
+                    if cancellation is not None:
+                        raise cancellation
+                    group.cancel_scope.cancel()
+        except BaseException as exc:
+            own = own or exc
+        error = self._failures.concluded(own, f"Calls of task {self.task.name!r} failed")
+        if error is not None:
+            raise error
+
+    async def _start(self, group: TaskGroup, keep: Callable[[int, Any, Exception | None], None]) -> None:
         try:
             for index in itertools.count():
-                if self.places is not None:
-                    await self.places.acquire()
+                if self.window is not None:
+                    await self.window.acquire()
+                if self._places is not None:
+                    await self._places.acquire()
                 elif index % _STRIDE == _STRIDE - 1:
                     await checkpoint()
                 # Only now: what is not taken yet is not lost when a call fails.
-                args = await self.sources.take()
+                args = await self._sources.take()
                 if args is None:
                     return
-                prepare(index)
-                group.start_soon(self._one, index, args, failures, keep)
+                self.started += 1
+                group.start_soon(self._one, index, args, keep)
         finally:
-            await self.sources.aclose(self.grace)
+            await self._sources.aclose(self._grace)
 
-    async def _one(
-        self, index: int, args: tuple[Any, ...], failures: Failures, keep: Callable[[int, Any, Any], None]
-    ) -> None:
-        if failures.scope.cancel_called:
+    async def _one(self, index: int, args: tuple[Any, ...], keep: Callable[[int, Any, Exception | None], None]) -> None:
+        if self._failures.scope.cancel_called:
             return
         try:
-            value = await run(Call(self.task._spec, args, {}, map_index=index, backend=self._backend))
+            value = await self.task._run(args, {}, map_index=index)
         except BaseException as exc:
             if self.collect and isinstance(exc, Exception):
                 keep(index, None, exc)
                 return
-            cancellation = failures.add(exc)
+            cancellation = self._failures.add(exc)
             if cancellation is not None:
                 raise cancellation
         else:
             keep(index, value, None)
         finally:
-            if self.places is not None:
-                self.places.release()
+            if self._places is not None:
+                self._places.release()

@@ -54,6 +54,8 @@ def checked_options(
     """
     name = _checked_name(name, function)
     where = f"task {name!r}"
+    if function.is_generator:
+        _refuse_for_streams(where, retries=retries, retry_on=retry_on, retry_delay=retry_delay, timeout=timeout)
     return Options(
         name=name,
         description=_checked_description(where, description, function),
@@ -63,6 +65,19 @@ def checked_options(
         timeout=_checked_timeout(where, timeout, function),
         wrap_errors=_checked_flag(f"{where}: wrap_errors", wrap_errors),
     )
+
+
+_NONE = {"retries": 0, "retry_on": Exception, "retry_delay": 0, "timeout": None}
+
+
+def _refuse_for_streams(where: str, **given: Any) -> None:
+    """Raise for an option that a stream has no use for."""
+    for option, value in given.items():
+        if value != _NONE[option] or isinstance(value, bool):
+            remedy = "put a deadline around the loop that consumes it, or in its body"
+            if option != "timeout":
+                remedy = "a stream cannot start over; retry inside it, or in the task that consumes it"
+            raise ValueError(f"{where} is a generator: {option}={value!r} does not apply to streams; {remedy}")
 
 
 def _checked_name(name: Any, function: Function) -> str:

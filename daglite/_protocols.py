@@ -17,6 +17,7 @@ class Watched(Protocol):
 
     attempts: int
     began: float
+    items: int | None
 
     @property
     def metadata(self) -> TaskMetadata:
@@ -39,8 +40,12 @@ class Watcher(Protocol):
         """An attempt has failed, and another follows after so many seconds."""
         ...
 
-    def ended(self, call: Watched, error: BaseException | None) -> None:
-        """A call has ended with what its function raised, if it did."""
+    def yielded(self, call: Watched, index: int) -> None:
+        """A stream has given an item."""
+        ...
+
+    def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
+        """A call has ended with what its function raised, if it did, or a stream was closed."""
         ...
 
     def reported(self, metadata: TaskMetadata, type: str, data: Any) -> None:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast, overload
 
-import anyio
+from typing_extensions import Required, Unpack
 
-from ._failures import Failures, without_cancellation
+from . import _numbers
 from ._fan_out import FanOut
-from .exceptions import CallCancelledError, TaskGroupError
+from ._results import Outcome, TaskResults, refuse_missing
+from .tasks import SyncTaskStream
 
-__all__ = ["Outcome", "gather_tasks", "partition"]
+__all__ = ["Outcome", "TaskResults", "gather_tasks", "partition", "stream_tasks"]
+
+for _result in (Outcome, TaskResults):
+    _result.__module__ = __name__  # where people find them
+del _result
 
 A = TypeVar("A")
 R = TypeVar("R")
 Items: TypeAlias = Iterable[A] | AsyncIterable[A]
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[R]):
-    """How one call of a fan-out has ended, with `errors="collect"`.
-
-    Args:
-        index: The position of its arguments among the items, from 0.
-        value: What it returned; `None` if it failed.
-        error: What it raised; `None` if it succeeded.
-    """
-
-    index: int
-    value: R | None = None
-    error: Exception | None = None
 
 
 def partition(outcomes: Iterable[Outcome[R]]) -> tuple[list[R], list[Exception]]:
@@ -53,58 +42,81 @@ def partition(outcomes: Iterable[Outcome[R]]) -> tuple[list[R], list[Exception]]
     return values, errors
 
 
-# A function that returns a coroutine is one that returns something, too: the order decides.
+class Raise(TypedDict, total=False):
+    """The options of `gather_tasks`, for type checkers."""
+
+    limit: int | None
+    errors: Literal["raise"]
+
+
+class Collect(TypedDict, total=False):
+    """Those with which it returns an `Outcome` for each call."""
+
+    limit: int | None
+    errors: Required[Literal["collect"]]
+
+
+class StreamRaise(TypedDict, total=False):
+    """The options of `stream_tasks`, for type checkers."""
+
+    limit: int
+    ordered: bool
+    buffer: int | None
+    errors: Literal["raise"]
+
+
+class StreamCollect(TypedDict, total=False):
+    """Those with which it hands out an `Outcome` for each call."""
+
+    limit: int
+    ordered: bool
+    buffer: int | None
+    errors: Required[Literal["collect"]]
+
+
+# One iterable is held against the parameter of the task; with more there would be too many overloads. A function that
+# returns a coroutine or an iterator is one that returns something, too: the order decides.
 
 
 @overload
 async def gather_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]],
-    items: Items[A],
-    /,
-    *,
-    limit: int | None = None,
-    errors: Literal["raise"] = "raise",
+    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Raise]
+) -> list[list[R]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Raise]
 ) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]],
-    items: Items[A],
-    /,
-    *,
-    limit: int | None = None,
-    errors: Literal["collect"],
+    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 @overload
+async def gather_tasks(task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
+@overload
 async def gather_tasks(
-    task: Callable[[A], R], items: Items[A], /, *, limit: int | None = None, errors: Literal["raise"] = "raise"
+    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
+@overload
+async def gather_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[R]: ...
+@overload
+async def gather_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Collect]) -> list[Outcome[R]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Raise]
 ) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[[A], R], items: Items[A], /, *, limit: int | None = None, errors: Literal["collect"]
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 @overload
-async def gather_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]],
-    /,
-    *iterables: Items[Any],
-    limit: int | None = None,
-    errors: Literal["raise"] = "raise",
-) -> list[R]: ...
+async def gather_tasks(task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Raise]) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]],
-    /,
-    *iterables: Items[Any],
-    limit: int | None = None,
-    errors: Literal["collect"],
-) -> list[Outcome[R]]: ...
-@overload
-async def gather_tasks(
-    task: Callable[..., R], /, *iterables: Items[Any], limit: int | None = None, errors: Literal["raise"] = "raise"
-) -> list[R]: ...
-@overload
-async def gather_tasks(
-    task: Callable[..., R], /, *iterables: Items[Any], limit: int | None = None, errors: Literal["collect"]
+    task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 async def gather_tasks(
     task: Any, /, *iterables: Any, limit: int | None = None, errors: Literal["raise", "collect"] = "raise"
@@ -128,8 +140,8 @@ async def gather_tasks(
     assert anyio.run(main) == [0, 2, 4, 6, 8]
     ```
 
-    Every call has a task of the event loop of its own; those of plain functions run in worker threads. An item is taken
-    only when a call of it may begin. The first failure cancels the other calls, and is raised when all have ended.
+    Every call has a task of the event loop of its own; those of plain functions run in worker threads, and streams are
+    collected into lists. An item is taken only when a call of it may begin. The first failure cancels the other calls, and is raised when all have ended.
 
     Args:
         task: A task, or a function.
@@ -148,39 +160,118 @@ async def gather_tasks(
         SessionError: The session has begun to end.
     """
     fan_out = FanOut("gather_tasks", task, iterables, limit=limit, errors=errors)
-    results: list[Any] = []
+    results: dict[int, Any] = {}
 
     def keep(index: int, value: Any, error: Exception | None) -> None:
         results[index] = Outcome(index, value, error) if fan_out.collect else value
 
-    own: BaseException | None = None
-    failures = Failures()
-    try:
-        async with anyio.create_task_group() as group:
-            failures.scope = group.cancel_scope
-            try:
-                await fan_out.start(group, failures, lambda index: results.append(_MISSING), keep)
-            except BaseException as exc:
-                own, cancellation = without_cancellation(exc)
-                if cancellation is not None:
-                    raise cancellation
-                group.cancel_scope.cancel()
-    except BaseException as exc:
-        own = own or exc
-    error = failures.concluded(own, f"Calls of task {fan_out.task.name!r} failed") or _missing(results, fan_out)
-    if error is not None:
-        raise error
-    return results
+    await fan_out.run(keep)
+    refuse_missing(fan_out, len(results))
+    return [results[index] for index in range(fan_out.started)]
 
 
-_MISSING: Any = object()
+@overload
+def stream_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[StreamRaise]
+) -> TaskResults[list[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[list[R]]]: ...
+@overload
+def stream_tasks(
+    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[StreamRaise]
+) -> TaskResults[R]: ...
+@overload
+def stream_tasks(
+    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[R]]: ...
+@overload
+def stream_tasks(
+    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[StreamRaise]
+) -> TaskResults[list[R]]: ...
+@overload
+def stream_tasks(
+    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[list[R]]]: ...
+@overload
+def stream_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[StreamRaise]) -> TaskResults[R]: ...
+@overload
+def stream_tasks(
+    task: Callable[[A], R], items: Items[A], /, **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[StreamRaise]
+) -> TaskResults[R]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[StreamRaise]
+) -> TaskResults[R]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[R]]: ...
+def stream_tasks(
+    task: Any,
+    /,
+    *iterables: Any,
+    limit: int = 16,
+    ordered: bool = False,
+    buffer: int | None = None,
+    errors: Literal["raise", "collect"] = "raise",
+) -> Any:
+    """Call a task for each item, and hand out the results while more calls run.
+
+    ```python
+    import anyio
+    from daglite import stream_tasks, task
 
 
-def _missing(results: list[Any], fan_out: FanOut) -> TaskGroupError | None:
-    """The error of calls that somebody cancelled, each by itself, with the event loop's own means."""
-    errors = [
-        CallCancelledError(f"call {index} of task {fan_out.task.name!r} was cancelled")
-        for index, result in enumerate(results)
-        if result is _MISSING
-    ]
-    return TaskGroupError(f"Calls of task {fan_out.task.name!r} were cancelled", errors) if errors else None
+    @task
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    async def main() -> None:
+        async with stream_tasks(double, range(100), limit=8, ordered=True) as results:
+            async for number in results:
+                if number > 10:
+                    break
+
+
+    anyio.run(main)
+    ```
+
+    What is taken from the iterables and not yet handed out never exceeds `limit + buffer`: a slow consumer stalls the
+    source, which may be infinite. Leaving the block cancels what still runs, and waits for it.
+
+    Args:
+        task: A task, or a function, which runs in worker threads. A stream is collected into a list.
+        iterables: Where the arguments come from, zipped like those of `map`: sync or async iterables. An async
+            generator is closed in the end. An error of theirs ends the calls and comes out as it is.
+        limit: How many calls run at once; 16 by default.
+        ordered: Whether results are handed out in the order of the items, and not as they come.
+        buffer: How many results may wait besides the calls that run; by default as many as `limit`.
+        errors: `"raise"`, or `"collect"` to let all calls run and hand out an `Outcome` for each.
+
+    Returns:
+        What to enter, and then to iterate over. A failure cancels the other calls; when all have ended, and what had
+        finished is handed out, it is raised as a `TaskGroupError` by the next step, or when the block is left.
+
+    Raises:
+        TypeError: `task` cannot be called, there are no iterables, one is none, or an option has the wrong type.
+        ValueError: `limit` is less than 1, `buffer` less than 0, or `errors` neither of the two.
+        SessionError: The session has begun to end.
+    """
+    fan_out = FanOut("stream_tasks", task, iterables, limit=limit, errors=errors)
+    if limit is None:
+        raise TypeError(f"{fan_out.where}: limit must be a whole number, not None")
+    if not isinstance(ordered, bool):
+        raise TypeError(f"{fan_out.where}: ordered must be a bool, not {ordered!r}")
+    waiting = limit if buffer is None else _numbers.whole(f"{fan_out.where}: buffer", buffer, least=0)
+    return TaskResults[Any](fan_out, limit + waiting, ordered=ordered)

@@ -14,6 +14,7 @@ from ._metadata import TaskMetadata
 
 __all__ = [
     "Event",
+    "ItemYielded",
     "SessionEnded",
     "SessionStarted",
     "TaskCancelled",
@@ -101,10 +102,14 @@ class TaskSucceeded(TaskEvent):
     Args:
         duration: Seconds since it began, retries and waits included.
         attempts: How often its function was run.
+        items: Of a stream, how many it gave; `None` of other calls.
+        closed: Whether it is a stream that was closed before it was exhausted.
     """
 
     duration: float
     attempts: int
+    items: int | None = None
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,17 @@ class TaskCancelled(TaskEvent):
 
     duration: float
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemYielded(TaskEvent):
+    """A stream has given an item.
+
+    Args:
+        index: The item's number, from 0.
+    """
+
+    index: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 from uuid import UUID
@@ -15,13 +15,11 @@ from anyio.lowlevel import checkpoint
 from typing_extensions import ParamSpec, Self
 
 from . import _numbers
-from ._bridge import THREAD
 from ._bus import Bus, Subscription
 from ._call import Call
 from ._context import Home, Position, Root, here, reset, set_current
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
-from ._lifecycle import run
 from ._log import logger
 from ._metadata import new_id
 from ._threads import MAX_THREADS, Threads
@@ -94,8 +92,9 @@ class CallHandle(Generic[R]):
     it was caught here: to handle it, `await` the task instead of starting it.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self._call = call
+        self._work = work
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
         self._waiting = 0
@@ -135,7 +134,7 @@ class CallHandle(Generic[R]):
             return
         with self._scope:
             try:
-                self._value = await run(self._call)
+                self._value = await self._work()
             except Exception as exc:
                 self._error = exc
                 raise
@@ -180,6 +179,7 @@ class Session:
             watcher=self._bus,
             threads=Threads(self._inherited_threads(outer)),
             grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
+            streams={},
         )
         self._running = 0
         self._idle: anyio.Event | None = None
@@ -208,6 +208,7 @@ class Session:
         self._bus.end(lasting=False)
         cancellation = await self._join(exc)
         self._home.closed = True
+        await self._close_streams()
         self._state = "ended"
         self._bus.session_ended(self.name, time.perf_counter() - self._began)
         self._bus.end(lasting=True)
@@ -244,6 +245,38 @@ class Session:
             self._idle = anyio.Event()
             await self._idle.wait()
 
+    def _close_soon(self, steps: Any) -> None:
+        """Close a stream that was dropped; called by the collector, in whatever thread and at whatever moment."""
+        self._bus.loop.post(self._close_dropped, steps)
+
+    def _close_dropped(self, steps: Any) -> None:
+        if self._state == "open" and not steps.ended:
+            self._running += 1
+            self._group.start_soon(self._close_now, steps)
+
+    async def _close_now(self, steps: Any) -> None:
+        try:
+            with anyio.move_on_after(self._home.grace, shield=True):
+                await self._close(steps)
+        finally:
+            self._one_less()
+
+    async def _close_streams(self) -> None:
+        """Close what is still open, oldest first: a stream that reads from another was opened before that."""
+        if self._home.streams:
+            with anyio.move_on_after(self._home.grace, shield=True) as scope:
+                for steps in list(self._home.streams):
+                    await self._close(steps)
+            if scope.cancelled_caught:
+                text = "session %r: its streams had not closed after %g s"
+                logger().warning(text, self.name, self._home.grace)
+
+    async def _close(self, steps: Any) -> None:
+        try:
+            await steps.aclose()
+        except Exception:
+            logger().exception("session %r: stream %r failed to close", self.name, steps.call.spec.label)
+
     async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
         """Wait for the watchers.
 
@@ -263,12 +296,20 @@ class Session:
         self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> CallHandle[R]: ...
     @overload
+    def start_soon(
+        self, func: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallHandle[list[R]]: ...
+    @overload
+    def start_soon(
+        self, func: Callable[P, Iterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallHandle[list[R]]: ...
+    @overload
     def start_soon(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]: ...
     def start_soon(self, func: Any, /, *args: Any, **kwargs: Any) -> CallHandle[Any]:
         """Start a call in the background, and wait for it when the session ends.
 
-        A task that is a plain function runs in a worker thread. If the call fails, the session is cancelled, as a task
-        group would be.
+        A plain function runs in a worker thread, and a stream is collected into a list. If the call fails, the session
+        is cancelled, as a task group would be.
 
         Args:
             func: A task, or a function.
@@ -286,10 +327,9 @@ class Session:
         position = here()
         self._check_open(f"the background call of {task.name!r}", position)
         root = Root(self._home, position.metadata, accepted=True)
-        call = task._prepared(args, kwargs, parent=root, backend=None if task.is_async else THREAD)
-        handle: CallHandle[Any] = CallHandle(call)
+        handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, parent=root))
         self._running += 1
-        self._group.start_soon(self._run, handle, name=call.spec.label)
+        self._group.start_soon(self._run, handle, name=task.name)
         return handle
 
     async def _run(self, handle: CallHandle[Any]) -> None:
@@ -303,9 +343,12 @@ class Session:
                 raise cancellation
         finally:
             handle._done.set()
-            self._running -= 1
-            if not self._running and self._idle is not None:
-                self._idle.set()
+            self._one_less()
+
+    def _one_less(self) -> None:
+        self._running -= 1
+        if not self._running and self._idle is not None:
+            self._idle.set()
 
     def events(self) -> Subscription:
         """The events of this session and of those inside it, for `async with`, then `async for`.

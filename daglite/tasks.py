@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from inspect import Signature
 from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overload
 
@@ -13,12 +13,19 @@ from ._call import Call
 from ._functions import Function, function_of
 from ._lifecycle import run, run_sync
 from ._options import Options, checked_options
+from ._protocols import Attempt
 from ._reference import reduce_partial, reduce_task
 from ._retry import RetryOn
 from ._spec import Spec
+from ._streams import AsyncSteps, AsyncStream, SyncSteps, SyncStream
+from ._thread_streams import ThreadSteps
 from ._typing import NOT_GIVEN, NotGiven
 
-__all__ = ["AsyncTask", "SyncTask", "Task", "task"]
+__all__ = ["AsyncStream", "AsyncTask", "AsyncTaskStream", "SyncStream", "SyncTask", "SyncTaskStream", "Task", "task"]
+
+for _stream in (AsyncStream, SyncStream):
+    _stream.__module__ = __name__  # where people find them
+del _stream
 
 P = ParamSpec("P")
 Rest = ParamSpec("Rest")
@@ -162,10 +169,28 @@ class Task(Generic[P, R]):
         spec = self._spec
         return type(self)(Spec(spec.function, spec.options.changed(spec.function, changes)), self._source)
 
-    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any) -> Call:
-        """A call that somebody starts later: wrong arguments are an error now."""
+    def _prepared(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any
+    ) -> tuple[Call, Callable[[], Coroutine[Any, Any, Any]]]:
+        """A call that somebody awaits later, and how: wrong arguments are an error now.
+
+        A sync function runs in a worker thread, and a stream is collected into a list.
+
+        Args:
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            facts: What else a `Call` takes.
+        """
         self._spec.function.signature.bind(*args, **kwargs)
-        return Call(self._spec, args, kwargs, **facts)
+        call = Call(self._spec, args, kwargs, **facts)
+        return call, lambda: self._awaited(call)
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any) -> Coroutine[Any, Any, Any]:
+        """The same, for a call that is made here and now."""
+        return self._awaited(Call(self._spec, args, kwargs, **facts))
+
+    def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
+        raise NotImplementedError
 
     def _bound_to(self, owner: Any) -> Self:
         spec = self._spec
@@ -215,6 +240,9 @@ class AsyncTask(Task[P, R]):
             TaskTimeoutError: The last attempt took longer than `timeout`.
         """
         return await run(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
+
+    def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
+        return run(call)
 
     def partial(self, *args: Any, **kwargs: Any) -> AsyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
@@ -275,6 +303,10 @@ class SyncTask(Task[P, R]):
         """
         return await run(Call(self._spec, args, kwargs, backend=THREAD))  # type: ignore[no-any-return]
 
+    def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
+        call.backend = THREAD
+        return run(call)
+
     def partial(self, *args: Any, **kwargs: Any) -> SyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
 
@@ -294,13 +326,158 @@ class SyncTask(Task[P, R]):
         return self._bind(instance, owner)
 
 
+class AsyncTaskStream(Task[P, R]):
+    """An async generator function with options. A call is a stream of the items that it yields.
+
+    ```python
+    import anyio
+    from collections.abc import AsyncIterator
+    from daglite import task
+
+
+    @task
+    async def countdown(start: int) -> AsyncIterator[int]:
+        for number in range(start, 0, -1):
+            yield number
+
+
+    async def main() -> list[int]:
+        return [number async for number in countdown(3)]
+
+
+    assert anyio.run(main) == [3, 2, 1]
+    ```
+
+    Each step runs in the consumer's own task, but in a context of the stream's own, which is a copy of the one in which
+    it was opened: by its first step, or by `async with`. So nothing that the generator sets leaks out of it. It must
+    not hold a cancel scope or a task group across a `yield`.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:
+        """A stream, which begins with its first step.
+
+        Returns:
+            What to iterate over with `async for`. In `async with` it is closed at once; after a bare `break` the
+            session closes it.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        spec = self._spec
+        return AsyncStream(AsyncSteps(Call(spec, args, kwargs), spec.func(*args, **kwargs)))
+
+    async def _awaited(self, call: Call) -> Any:
+        steps = AsyncSteps(call, call.spec.func(*call.args, **call.kwargs))
+        async with AsyncStream[Any](steps) as items:
+            return [item async for item in items]
+
+    def partial(self, *args: Any, **kwargs: Any) -> AsyncTaskStream[..., R]:
+        """A task with some arguments fixed, as by `functools.partial`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._partial(args, kwargs)  # type: ignore[no-any-return]
+
+    @overload
+    def __get__(self, instance: None, owner: Any) -> AsyncTaskStream[P, R]: ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[Any, Rest], AsyncIterator[Any]], instance: object, owner: Any = None
+    ) -> AsyncTaskStream[Rest, R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The task as a method of an object."""
+        return self._bind(instance, owner)
+
+
+class SyncTaskStream(Task[P, R]):
+    """A generator function with options. A call is a stream of the items that it yields.
+
+    ```python
+    from collections.abc import Iterator
+    from daglite import task
+
+
+    @task
+    def countdown(start: int) -> Iterator[int]:
+        yield from range(start, 0, -1)
+
+
+    assert list(countdown(3)) == [3, 2, 1]
+    ```
+
+    Each step runs in the consumer's own thread, but in a context of the stream's own. With `to_thread` it has a thread
+    of its own instead.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> SyncStream[R]:
+        """A stream, which begins with its first step.
+
+        Returns:
+            What to iterate over with `for`. In `with` it is closed at once; after a bare `break`, when it is dropped.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        spec = self._spec
+        return SyncStream(SyncSteps(Call(spec, args, kwargs), spec.func(*args, **kwargs)))
+
+    def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:
+        """A stream that is stepped in a worker thread of its own, from the first step to the close.
+
+        So it may hold what belongs to one thread, such as a sqlite3 connection. It does not count among the session's
+        `max_threads`. A cancelled step waits for the generator's next `yield`, then closes it.
+
+        Returns:
+            What to iterate over with `async for`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        spec = self._spec
+        return AsyncStream(ThreadSteps(Call(spec, args, kwargs, backend=THREAD), spec.func(*args, **kwargs)))
+
+    def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
+        call.backend = THREAD
+
+        def collect() -> list[Any]:
+            return list(SyncStream[Any](SyncSteps(call, call.spec.func(*call.args, **call.kwargs))))
+
+        return THREAD.run(Attempt(call.spec.label, collect, (), {}))
+
+    def partial(self, *args: Any, **kwargs: Any) -> SyncTaskStream[..., R]:
+        """A task with some arguments fixed, as by `functools.partial`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._partial(args, kwargs)  # type: ignore[no-any-return]
+
+    @overload
+    def __get__(self, instance: None, owner: Any) -> SyncTaskStream[P, R]: ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[Any, Rest], Iterator[Any]], instance: object, owner: Any = None
+    ) -> SyncTaskStream[Rest, R]: ...
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The task as a method of an object."""
+        return self._bind(instance, owner)
+
+
+# A function that returns an iterator or a coroutine is one that returns something, too: the order decides.
+
+
 class Decorator(Protocol):
     """What `task(...)` with options returns."""
 
     @overload
     def __call__(self, func: Callable[P, Never], /) -> SyncTask[P, Any]: ...  # type: ignore[overload-overlap]
     @overload
+    def __call__(self, func: Callable[P, AsyncIterator[R]], /) -> AsyncTaskStream[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
     def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: Callable[P, Iterator[R]], /) -> SyncTaskStream[P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, func: Callable[P, R], /) -> SyncTask[P, R]: ...
 
@@ -308,7 +485,11 @@ class Decorator(Protocol):
 @overload
 def task(func: Callable[P, Never], /) -> SyncTask[P, Any]: ...  # type: ignore[overload-overlap]
 @overload
+def task(func: Callable[P, AsyncIterator[R]], /) -> AsyncTaskStream[P, R]: ...  # type: ignore[overload-overlap]
+@overload
 def task(func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+@overload
+def task(func: Callable[P, Iterator[R]], /) -> SyncTaskStream[P, R]: ...  # type: ignore[overload-overlap]
 @overload
 def task(func: Callable[P, R], /) -> SyncTask[P, R]: ...
 @overload
@@ -349,9 +530,10 @@ def task(
     assert anyio.run(double, 21) == 42
     ```
 
-    A coroutine function becomes an `AsyncTask`, any other function a `SyncTask`. Every option is checked here, not at
-    the first call. Cancellation, `KeyboardInterrupt` and `SystemExit` are never retried, nor is a failure while the
-    caller is being cancelled.
+    A coroutine function becomes an `AsyncTask`, an async generator function an `AsyncTaskStream`, a generator function
+    a `SyncTaskStream`, and any other function a `SyncTask`. Every option is checked here, not at the first call.
+    Streams have neither retries nor a timeout. Cancellation, `KeyboardInterrupt` and `SystemExit` are never retried,
+    nor is a failure while the caller is being cancelled.
 
     Args:
         func: The function; given by `@task` without parentheses.
@@ -408,5 +590,5 @@ def as_task(target: Any) -> Task[Any, Any]:
 def kind_for(function: Function) -> type[Task[Any, Any]]:
     """The class of task that a function becomes."""
     if function.is_generator:
-        raise TypeError(f"@task does not take the generator {function.name!r} yet")
+        return AsyncTaskStream if function.is_async else SyncTaskStream
     return AsyncTask if function.is_async else SyncTask

@@ -3,9 +3,9 @@
     python examples/stdlib_census.py
     python examples/stdlib_census.py --event-loop trio --limit 4 --root some/folder
 
-The files are parsed in worker threads, a few at once, so that the event loop stays free to tell how far it is. What is
-counted on the way comes from the events of the session. Files that do not parse are there to be broken, as the test
-data of Python's own tests: they are counted, and are no failures.
+The files are found and parsed in worker threads, a few at once, and added up as they come in; the event loop stays free
+to tell how far it is. What is counted on the way comes from the events of the session. Files that do not parse are
+there to be broken, as the test data of Python's own tests: they are counted, and are no failures.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from time import thread_time
 
 import anyio
 
-from daglite import gather_tasks, session, task
-from daglite.events import Event, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
+from daglite import session, stream_tasks, task
+from daglite.events import Event, ItemYielded, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
 from daglite.exceptions import TaskError
 from daglite.sessions import Subscription
 
@@ -73,6 +73,7 @@ class Totals:
 class Progress:
     """How far the work is, by the events of its session."""
 
+    found: int = 0
     done: int = 0
     failed: int = 0
     retries: int = 0
@@ -84,13 +85,15 @@ class Progress:
         async for event in events:
             self.count(event)
             if visible:
-                print(f"\r{self.done:,} files parsed, {self.failed:,} failed", end="", file=sys.stderr, flush=True)
+                print(f"\r{self.done:,} of {self.found:,} files parsed", end="", file=sys.stderr, flush=True)
         if visible:
             print(file=sys.stderr)
 
     def count(self, event: Event) -> None:
         match event:
-            case TaskSucceeded():
+            case ItemYielded():
+                self.found += 1
+            case TaskSucceeded(items=None):  # a call; at its end a stream says how many items it gave
                 self.done += 1
             case TaskRetrying():
                 self.retries += 1
@@ -100,6 +103,7 @@ class Progress:
                 self.seconds = seconds
 
 
+@task
 def source_files(root: Path) -> Iterator[Path]:
     """The Python files of a folder, without packages that were installed into it."""
     for folder, subfolders, names in os.walk(root):
@@ -129,11 +133,13 @@ async def take_census(root: Path, limit: int) -> tuple[Totals, Progress]:
     totals, progress = Totals(), Progress()
     async with session(name="census") as s:
         s.watch(progress.follow)
-        for outcome in await gather_tasks(examine, source_files(root), limit=limit, errors="collect"):
-            if outcome.value is not None:
-                totals.add(outcome.value)
-            elif isinstance(outcome.error, TaskError):
-                totals.failures.append(outcome.error)
+        files = source_files.to_thread(root)
+        async with stream_tasks(examine, files, limit=limit, errors="collect") as outcomes:
+            async for outcome in outcomes:
+                if outcome.value is not None:
+                    totals.add(outcome.value)
+                elif isinstance(outcome.error, TaskError):
+                    totals.failures.append(outcome.error)
     return totals, progress
 
 

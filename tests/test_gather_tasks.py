@@ -324,7 +324,7 @@ async def test_a_call_that_is_cancelled_natively_by_itself_is_told() -> None:
 
     with pytest.raises(TaskGroupError) as caught:
         await gather_tasks(work, range(3))
-    assert "call 1 of task 'work' was cancelled" in str(caught.value.exceptions[0])
+    assert "1 of 3 calls of task 'work' were cancelled" in str(caught.value.exceptions[0])
 
 
 @pytest.mark.parametrize(

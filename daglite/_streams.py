@@ -1,0 +1,367 @@
+"""Streams: generators that are stepped in a context of their own, and the books of it.
+
+`AsyncStream` and `SyncStream` are what people hold. What a session holds, to close it in the end, is the `Steps`
+beneath, so that it can be noticed when a stream is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from types import TracebackType, coroutine
+from typing import Any, Generic, TypeVar
+
+import anyio
+from typing_extensions import Self
+
+from ._call import Call
+from ._context import set_current
+from ._log import logger
+
+__all__ = ["AsyncStream", "AsyncSteps", "Steps", "SyncStream", "SyncSteps"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Steps:
+    """The books of one stream: open or not, busy or not, and one end.
+
+    Args:
+        call: The call.
+        generator: What is stepped.
+    """
+
+    def __init__(self, call: Call, generator: Any) -> None:
+        self.call: Call = call
+        self.generator: Any = generator
+        self.next, self.send, self.throw = self._methods(generator)
+        self.context: Context | None = None  # the stream's own, from when it is opened
+        self.busy: bool = False
+        self.ended: bool = False
+
+    def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
+        return generator.__next__, generator.send, generator.throw
+
+    def _own_context(self) -> Context:
+        return copy_context()
+
+    def open(self) -> Context:
+        """Begin the call, if that has not been done, in a copy of the context of whoever does.
+
+        Raises:
+            SessionError: The session accepts no more calls.
+        """
+        if self.context is None:
+            context = self._own_context()
+            self.call.move_here()
+            context.run(set_current, self.call)
+            context.run(self.call.begin)
+            self.context = context
+            self.call.attempts = 1
+            if self.call.home.streams is not None:
+                self.call.home.streams[self] = None
+        return self.context
+
+    def enter(self, what: str) -> Context:
+        """Begin a step, or the close.
+
+        Args:
+            what: What it is called in messages.
+
+        Returns:
+            The context to take it in.
+
+        Raises:
+            RuntimeError: Another step, or the close, runs elsewhere.
+        """
+        if self.busy:
+            raise RuntimeError(f"stream {self.call.spec.label!r} was {what} while a step of it runs elsewhere")
+        context = self.context or self.open()
+        self.busy = True
+        return context
+
+    def left(self, exc: BaseException, thrown: BaseException | None = None) -> BaseException:
+        """The end of a step that gave no item.
+
+        Args:
+            exc: How the generator has left it.
+            thrown: What was thrown into the generator. If that comes out again it is no failure of the stream.
+
+        Returns:
+            What is to be raised.
+        """
+        if isinstance(exc, (StopIteration, StopAsyncIteration)):
+            self.end(None)
+            return exc
+        if exc is thrown:
+            self.end(None, closed=True)
+            return exc
+        return self.end(exc) or exc
+
+    def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
+        """Note the end, of which there is one.
+
+        Args:
+            exc: What the generator has raised, if it did.
+            closed: Whether it was closed before it was exhausted.
+
+        Returns:
+            What is to be raised instead.
+        """
+        self.ended = True
+        if self.call.home.streams is not None:
+            self.call.home.streams.pop(self, None)
+        return None if self.context is None else self.call.end(exc, closed=closed)
+
+
+class AsyncSteps(Steps):
+    """An async generator, stepped in the consumer's task."""
+
+    def __init__(self, call: Call, generator: Any) -> None:
+        super().__init__(call, generator)
+        self._closing: anyio.Event | None = None
+
+    def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
+        return generator.__anext__, generator.asend, generator.athrow
+
+    async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
+        """Take a step.
+
+        Args:
+            what: What it is called in messages.
+            make: Gives what is to be awaited.
+            thrown: What is thrown into the generator by it.
+        """
+        if self.ended:
+            raise StopAsyncIteration
+        context = self.enter(what)
+        try:
+            item = await in_context(context, make())
+        except BaseException as exc:
+            raise self.left(exc, thrown)
+        finally:
+            self.busy = False
+        self.call.yielded()
+        return item
+
+    async def aclose(self) -> None:
+        """Close the generator; who comes second waits for the first."""
+        if self._closing is not None:
+            await self._closing.wait()
+        if self.ended:
+            return
+        if self.context is None:
+            await self.generator.aclose()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        context = self.enter("closed")
+        self._closing = anyio.Event()
+        try:
+            await in_context(context, self.generator.aclose())
+        except BaseException as exc:
+            raise self.left(exc)
+        else:
+            self.end(None, closed=True)
+        finally:
+            self.busy = False
+            self._closing.set()
+
+    def drop(self) -> None:
+        """Nobody can step it any more."""
+        session = self.call.home.session
+        if session is not None and self.context is not None and not self.ended:
+            session._close_soon(self)
+
+
+class SyncSteps(Steps):
+    """A generator, stepped in the thread of whoever does."""
+
+    def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`."""
+        if self.ended:
+            raise StopIteration
+        context = self.enter(what)
+        try:
+            item = context.run(make)
+        except BaseException as exc:
+            raise self.left(exc, thrown)
+        finally:
+            self.busy = False
+        self.call.yielded()
+        return item
+
+    def close_now(self) -> None:
+        """Close the generator."""
+        if self.ended:
+            return
+        if self.context is None:
+            self.generator.close()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        context = self.enter("closed")
+        try:
+            context.run(self.generator.close)
+        except BaseException as exc:
+            raise self.left(exc)
+        else:
+            self.end(None, closed=True)
+        finally:
+            self.busy = False
+
+    async def aclose(self) -> None:
+        """The same, for those who close async streams too."""
+        self.close_now()
+
+    def drop(self) -> None:
+        """Nobody can step it any more: close it, as Python does with a generator."""
+        try:
+            self.close_now()
+        except Exception:
+            logger().exception("stream %r failed to close", self.call.spec.label)
+
+
+class AsyncStream(Generic[R_co]):
+    """An open async stream: iterate over it with `async for`, and close it with `async with` or `aclose()`.
+
+    Its generator runs in the consumer's task, but in a context of its own: variables that it sets stay inside, whoever
+    steps or closes it. After a bare `break` the session closes it, at the latest when it ends.
+    """
+
+    def __init__(self, steps: Any) -> None:
+        self._steps = steps
+
+    def __aiter__(self) -> Self:
+        return self
+
+    # Not a coroutine function, which would be one more to pass through for every item.
+    def __anext__(self) -> Coroutine[Any, Any, R_co]:
+        """The next item.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+            RuntimeError: Another step runs elsewhere.
+            SessionError: It is the first step, and the session accepts no more calls.
+        """
+        steps = self._steps
+        return steps.run("stepped", steps.next)  # type: ignore[no-any-return]
+
+    async def asend(self, value: Any, /) -> R_co:
+        """Send a value into the generator, and take the next item."""
+        make = _bound(self._steps.send, value)
+        return await self._steps.run("sent to", make)  # type: ignore[no-any-return]
+
+    async def athrow(self, typ: Any, value: Any = None, traceback: TracebackType | None = None, /) -> R_co:
+        """Throw an error into the generator, and take the next item.
+
+        If the generator lets it through it comes out as itself, and the stream is closed.
+        """
+        thrown = _instance(typ, value, traceback)
+        make = _bound(self._steps.throw, thrown)
+        return await self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Close the generator, which runs its `finally` blocks.
+
+        Raises:
+            TaskError: It failed while it was closed.
+            RuntimeError: A step runs elsewhere.
+        """
+        await self._steps.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._steps.open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._steps.aclose()
+
+    def __del__(self) -> None:
+        steps = getattr(self, "_steps", None)
+        if steps is not None:
+            steps.drop()
+
+
+class SyncStream(Generic[R_co]):
+    """An open stream: iterate over it with `for`, and close it with `with` or `close()`.
+
+    Its generator runs in the consumer's thread, but in a context of its own: variables that it sets stay inside.
+    """
+
+    def __init__(self, steps: SyncSteps) -> None:
+        self._steps = steps
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> R_co:
+        """The next item.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+            RuntimeError: Another step runs elsewhere.
+            SessionError: It is the first step, and the session accepts no more calls.
+        """
+        return self._steps.run("stepped", self._steps.next)  # type: ignore[no-any-return]
+
+    def send(self, value: Any, /) -> R_co:
+        """Send a value into the generator, and take the next item."""
+        return self._steps.run("sent to", _bound(self._steps.send, value))  # type: ignore[no-any-return]
+
+    def throw(self, typ: Any, value: Any = None, traceback: TracebackType | None = None, /) -> R_co:
+        """Throw an error into the generator, and take the next item.
+
+        If the generator lets it through it comes out as itself, and the stream is closed.
+        """
+        thrown = _instance(typ, value, traceback)
+        make = _bound(self._steps.throw, thrown)
+        return self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close the generator, which runs its `finally` blocks.
+
+        Raises:
+            TaskError: It failed while it was closed.
+            RuntimeError: A step runs elsewhere.
+        """
+        self._steps.close_now()
+
+    def __enter__(self) -> Self:
+        self._steps.open()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._steps.close_now()
+
+    def __del__(self) -> None:
+        steps = getattr(self, "_steps", None)
+        if steps is not None:
+            steps.drop()
+
+
+@coroutine
+def in_context(context: Context, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await something in another context than the task's: every part of it, between two waits, runs there."""
+    steps: Any = awaitable.__await__()
+    try:
+        waits_for = context.run(steps.send, None)
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as exc:  # a cancellation, or that this coroutine is closed
+                waits_for = context.run(steps.throw, exc)
+            else:
+                waits_for = context.run(steps.send, value)
+    except StopIteration as stop:
+        return stop.value
+
+
+def _bound(method: Callable[[Any], Any], value: Any) -> Callable[[], Any]:
+    return lambda: method(value)
+
+
+def _instance(typ: Any, value: Any, traceback: TracebackType | None) -> BaseException:
+    """The error that the three arguments of `throw` stand for, of which Python 3.11's `contextlib` passes all."""
+    error: BaseException = typ if isinstance(typ, BaseException) else value
+    if not isinstance(error, BaseException):
+        error = typ() if value is None else typ(value)
+    return error if traceback is None else error.with_traceback(traceback)

@@ -1,0 +1,170 @@
+"""Sync streams off the event loop: each in a worker thread of its own, from the first step to the close.
+
+One thread, because some things belong to the thread that made them: a sqlite3 connection does.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+import anyio
+
+from ._call import Call
+from ._eventloop import Loop, context_for_thread
+from ._log import logger
+from ._streams import Steps
+
+__all__ = ["ThreadSteps"]
+
+
+class Reply:
+    """What a thread has to say of a step; made in the event loop, which waits for it."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self.item: Any = None
+        self.error: BaseException | None = None
+
+    def set(self) -> None:
+        """Wake the one who waits."""
+        self._event.set()
+
+    async def wait(self) -> BaseException | None:
+        """Wait for the thread, whatever happens.
+
+        Returns:
+            The cancellation that came in the meantime.
+        """
+        try:
+            await self._event.wait()
+        except BaseException as cancellation:
+            with anyio.CancelScope(shield=True):
+                await self._event.wait()
+            return cancellation
+        return None
+
+
+class ThreadSteps(Steps):
+    """A generator, stepped in a thread of its own by whoever awaits an item."""
+
+    def __init__(self, call: Call, generator: Any) -> None:
+        super().__init__(call, generator)
+        self._requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]] = queue.SimpleQueue()
+        self._closing: anyio.Event | None = None
+
+    def open(self) -> Context:
+        """Begin the call, and its thread."""
+        if self.context is not None:
+            return self.context
+        context = super().open()
+        # A daemon: a stream that nobody closes must not keep the program from ending.
+        name = f"stream {self.call.spec.label}"
+        threading.Thread(target=serve, args=(self._requests, context, Loop()), name=name, daemon=True).start()
+        return context
+
+    def _own_context(self) -> Context:
+        return context_for_thread()
+
+    async def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`.
+
+        A cancellation waits until the generator has come to its next `yield`. Then it is closed, as an async generator
+        would have ended.
+        """
+        if self.ended:
+            raise StopAsyncIteration
+        self.enter(what)
+        try:
+            reply, cancellation = await self._ask(make)
+            if reply.error is not None:
+                error = self.left(reply.error, thrown)
+                self._dismiss()
+                raise StopAsyncIteration if isinstance(error, StopIteration) else error
+            if cancellation is not None:
+                raise await self._cancelled(cancellation)
+        finally:
+            self.busy = False
+        self.call.yielded()
+        return reply.item
+
+    async def aclose(self) -> None:
+        """Close the generator and end its thread; who comes second waits for the first."""
+        if self._closing is not None:
+            await self._closing.wait()
+        if self.ended:
+            return
+        if self.context is None:
+            self.generator.close()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        self.enter("closed")
+        self._closing = anyio.Event()
+        try:
+            reply, cancellation = await self._ask(self.generator.close)
+            self._dismiss()
+            if reply.error is not None:
+                raise self.left(reply.error)
+            self.end(None, closed=True)
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            self.busy = False
+            self._closing.set()
+
+    async def _cancelled(self, cancellation: BaseException) -> BaseException:
+        """Close the generator, and end the stream as cancelled."""
+        with anyio.CancelScope(shield=True):
+            reply, _ = await self._ask(self.generator.close)
+        self._dismiss()
+        return self.left(cancellation if reply.error is None else reply.error)
+
+    async def _ask(self, make: Callable[[], Any]) -> tuple[Reply, BaseException | None]:
+        """Have the thread do something, and wait for it."""
+        reply = Reply()
+        self._requests.put((make, reply))
+        return reply, await reply.wait()
+
+    def _dismiss(self) -> None:
+        """Let the thread end."""
+        self._requests.put((_stop, None))
+
+    def drop(self) -> None:
+        """Nobody can step it any more: the thread closes the generator, and ends."""
+        if self.context is None or self.ended:
+            return
+        session = self.call.home.session
+        if session is not None:
+            session._close_soon(self)
+        else:
+            self.ended = True
+            self._requests.put((self.generator.close, None))
+            self._dismiss()
+
+
+def serve(requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], context: Context, loop: Loop) -> None:
+    """What the thread does: it knows the stream's parts, and not the stream, which can still be dropped."""
+    while True:
+        make, reply = requests.get()
+        if make is _stop:
+            return
+        try:
+            item = context.run(make)
+        except BaseException as exc:
+            if reply is None:
+                logger().error("a stream that was dropped failed to close", exc_info=exc)
+            else:
+                reply.error = exc
+        else:
+            if reply is not None:
+                reply.item = item
+        if reply is not None:
+            loop.run(reply.set)
+        del make, reply
+
+
+def _stop() -> None:
+    """Said to a thread that is to end."""
