@@ -1,5 +1,6 @@
 """Tasks with retries, timeouts and fan-out under structured concurrency, on asyncio and Trio."""
 
+from ._bridge import check_cancelled
 from ._context import current_task, report
 from ._metadata import TaskMetadata
 from .composers import Outcome, gather_tasks, partition, stream_tasks
@@ -16,6 +17,7 @@ __all__ = [
     "current_task",
     "current_session",
     "report",
+    "check_cancelled",
     "TaskMetadata",
     "AsyncTask",
     "SyncTask",
@@ -23,6 +25,6 @@ __all__ = [
     "SyncTaskStream",
 ]
 
-for _public in (current_task, report, TaskMetadata):
+for _public in (check_cancelled, current_task, report, TaskMetadata):
     _public.__module__ = "daglite"
 del _public

@@ -1,26 +1,114 @@
-"""To threads: the backend that runs the attempts of sync functions in worker threads."""
+"""Where the attempts of sync functions run: here, in a worker thread, or in a thread that no event loop waits for."""
 
 from __future__ import annotations
 
+import threading
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from ._context import here
-from ._protocols import Attempt
-from ._threads import threads_of_loop
+from ._eventloop import check_waiting_task, in_event_loop
+from ._options import check_backend
+from ._protocols import Attempt, AttemptTimeout, Backend
+from ._slots import Slot, ThreadCancelled
+from ._threads import MAX_THREADS, Stuck, threads_of_loop
 
-__all__ = ["THREAD", "ThreadBackend"]
+__all__ = ["INLINE", "THREAD", "check_cancelled", "find_backend", "run_in_daemon"]
+
+
+class InlineBackend:
+    """Runs attempts in the caller's own task, where they stop the event loop for as long as they take."""
+
+    name = "inline"
+
+    async def run(self, attempt: Attempt) -> Any:
+        """Run an attempt here and now; `find_backend` refuses those with a deadline."""
+        return attempt.func(*attempt.args, **attempt.kwargs)
 
 
 class ThreadBackend:
-    """Runs attempts in the worker threads of the session, or in those of the event loop outside sessions."""
+    """Runs attempts in the worker threads of the session, or in those of the event loop outside sessions.
+
+    At a deadline the caller goes on, and the thread is abandoned.
+    """
 
     name = "thread"
 
     async def run(self, attempt: Attempt) -> Any:
         """Run an attempt in a worker thread, in a copy of the current context."""
-        threads = here().home.threads or threads_of_loop()
-        return await threads.run(partial(attempt.func, *attempt.args, **attempt.kwargs))
+        position = here()
+        slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs))
+        await (position.home.threads or threads_of_loop()).run(slot, attempt.timeout)
+        return slot.result()
 
 
+INLINE = InlineBackend()
 THREAD = ThreadBackend()
+
+
+def find_backend(where: str, name: Any, timeout: float | None) -> Backend:
+    """The backend of a name, for a task.
+
+    Args:
+        where: Who asks for it, to begin an error message with.
+        name: Its name.
+        timeout: The task's, in seconds.
+
+    Raises:
+        TypeError: It is not a name.
+        ValueError: There is no such backend, or it cannot enforce the timeout.
+    """
+    check_backend(where, name)
+    if name == "thread":
+        return THREAD
+    if timeout is not None:
+        raise ValueError(
+            f"{where}: its timeout of {timeout:g} s cannot end a function that runs in the event loop's own thread; "
+            f"use the backend 'thread' instead of 'inline'"
+        )
+    return INLINE
+
+
+# Of calls in place, in threads where no event loop runs: there is no session to count them.
+_stuck = Stuck("this process' threads", MAX_THREADS)
+
+
+def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
+    """Run an attempt in a thread of its own, and wait for it in this one, so that its deadline is real.
+
+    Raises:
+        AttemptTimeout: Its time was up.
+        AttemptRefused: Too many threads are stuck.
+    """
+    _stuck.refuse(attempt.name)
+    done = threading.Event()
+    slot = Slot(here(), attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
+    # A daemon: a thread that is past its deadline must not keep the program from ending.
+    thread = threading.Thread(target=copy_context().run, args=(slot.run,), name=f"task {attempt.name}", daemon=True)
+    thread.start()
+    try:
+        in_time = done.wait(timeout)
+    except BaseException:  # an interrupt
+        slot.abandon(_stuck)
+        raise
+    if not in_time and slot.abandon(_stuck):
+        raise AttemptTimeout(timeout)
+    return slot.result()
+
+
+def check_cancelled() -> None:
+    """End a function in a thread whose caller does not wait for it any more: call it now and then.
+
+    A thread without a deadline is waited for, also when its caller is cancelled; a thread past its deadline goes on by
+    itself. This is how either ends sooner. Outside of worker threads it does nothing.
+
+    Raises:
+        BaseException: The caller was cancelled, or the time was up. Let it through: like a cancellation it is no
+            `Exception`, and it is never retried.
+    """
+    slot = here().slot
+    if isinstance(slot, Slot) and (slot.given_up or slot.cancelled):
+        raise ThreadCancelled(f"nobody waits for task {slot.name!r} any more")
+    if not in_event_loop():
+        check_waiting_task()

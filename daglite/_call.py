@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._context import Home, Position, Root, here, reset, set_current
 from ._eventloop import cancellations, is_being_cancelled
 from ._metadata import TaskMetadata, new_id
 from ._retry import delay_before
+from ._slots import ThreadCancelled
 from ._spec import Spec
 from .exceptions import TaskError, TaskTimeoutError
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ._protocols import Backend
+    from ._protocols import Backend, Thread
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -45,6 +47,7 @@ class Call:
         "_cancellations",
         "_metadata",
         "_raised",
+        "_refused",
         "_token",
         "_watched",
         "args",
@@ -56,6 +59,7 @@ class Call:
         "kwargs",
         "map_index",
         "parent",
+        "slot",
         "spec",
     )
 
@@ -76,11 +80,13 @@ class Call:
         self.backend: Backend | None = backend
         self.parent: Position = here() if parent is None else parent
         self.home: Home = self.parent.home
+        self.slot: Thread | None = self.parent.slot
         self.attempts: int = 0
         self.began: float = 0.0  # by `time.perf_counter`, if it is watched
         self.items: int | None = 0 if spec.function.is_generator else None
         self._watched: bool = False
         self._metadata: TaskMetadata | None = None
+        self._refused: bool = False
         self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
 
     @property
@@ -118,13 +124,17 @@ class Call:
         if watcher is not None and watcher.is_listening():
             self._watched = True
             self.began = time.perf_counter()
-            watcher.started(self)
+            if self.slot is None:
+                watcher.started(self)
+            elif not self.slot.begin(self, partial(watcher.started, self)):
+                self._watched = False
 
     def move_here(self) -> None:
         """Make it a call of where the running code is; a background call stays where it was started."""
         if not self.is_background():
             self.parent = here()
             self.home = self.parent.home
+            self.slot = self.parent.slot
 
     def is_background(self) -> bool:
         """Whether it was started with `start_soon`."""
@@ -135,7 +145,7 @@ class Call:
         assert self.items is not None  # it is a stream
         self.items += 1
         if self._watched and self.home.watcher is not None:
-            self.home.watcher.yielded(self, self.items - 1)
+            self._tell(self.home.watcher.yielded, self.items - 1)
 
     def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
         """Note that the call has ended.
@@ -152,8 +162,23 @@ class Call:
         else:
             failure, error = self._judged(exc)
         if self._watched and self.home.watcher is not None:
-            self.home.watcher.ended(self, failure, closed=closed)
+            if self.slot is None:
+                self.home.watcher.ended(self, failure, closed=closed)
+            else:
+                self.slot.end(self, partial(self.home.watcher.ended, self, failure, closed=closed))
         return error
+
+    def give_up(self) -> None:
+        """The thread that runs it was given up: for all that anybody hears, it has ended as cancelled."""
+        if self.home.watcher is not None:
+            self.home.watcher.ended(self, ThreadCancelled(), closed=False)
+        self._watched = False
+
+    def _tell(self, report: Callable[..., None], *facts: Any) -> None:
+        if self.slot is None:
+            report(self, *facts)
+        else:
+            self.slot.tell(partial(report, self, *facts))
 
     def retry_in(self, exc: Exception) -> float:
         """Seconds to wait after a failed attempt, before the next; raises the error again if there is none.
@@ -165,7 +190,7 @@ class Call:
         if delay is None:
             raise  # what the driver is handling
         if self._watched and self.home.watcher is not None:
-            self.home.watcher.retrying(self, exc, delay)
+            self._tell(self.home.watcher.retrying, exc, delay)
         return delay
 
     def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
@@ -183,12 +208,15 @@ class Call:
         return error
 
     def refuse(self, error: Exception) -> Exception:
-        """An error that the call did not fail with, but is not made for: it comes out as it is."""
+        """An error of a call that cannot be made: it comes out as it is, and is never retried."""
         self._raised = error
+        self._refused = True
         return error
 
     def _delay_after(self, exc: Exception) -> float | None:
-        if self.attempts > self.spec.retries or self._is_misfit(exc) or is_being_cancelled(self._cancellations):
+        if self.attempts > self.spec.retries or self._refused or self._is_misfit(exc):
+            return None
+        if is_being_cancelled(self._cancellations) or (self.slot is not None and self.slot.given_up):
             return None
         options = self.spec.options
         return delay_before(options.name, options.retry_on, options.retry_delay, exc)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._metadata import TaskMetadata
 from .exceptions import SessionError
 
 if TYPE_CHECKING:
-    from ._protocols import Watcher
+    from ._protocols import Thread, Watcher
     from ._threads import Threads
 
 __all__ = ["OUTSIDE", "Home", "Position", "Root", "current_task", "here", "report", "reset", "set_current"]
@@ -26,10 +27,11 @@ class Home:
         watcher: Who is told of the calls.
         threads: The worker threads; `None` for those of the event loop.
         grace: Seconds that cleaning up may take.
+        backend: Where fan-outs run sync functions that do not say.
         streams: The open streams, oldest first, which it closes when it ends; `None` outside.
     """
 
-    __slots__ = ("closed", "grace", "leaving", "name", "session", "streams", "threads", "watcher")
+    __slots__ = ("backend", "closed", "grace", "leaving", "name", "session", "streams", "threads", "watcher")
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Home:
         watcher: Watcher | None = None,
         threads: Threads | None = None,
         grace: float = GRACE,
+        backend: str = "thread",
         streams: dict[Any, None] | None = None,
     ) -> None:
         self.name: str = name
@@ -46,6 +49,7 @@ class Home:
         self.watcher: Watcher | None = watcher
         self.threads: Threads | None = threads
         self.grace: float = grace
+        self.backend: str = backend
         self.streams: dict[Any, None] | None = streams
         self.leaving: bool = False  # no more calls but those of running calls
         self.closed: bool = False  # no more calls
@@ -78,6 +82,11 @@ class Position(Protocol):
         """The call that the code belongs to."""
         ...
 
+    @property
+    def slot(self) -> Thread | None:
+        """The worker thread that the code runs in, or that waits for it."""
+        ...
+
 
 class Root:
     """The position of code that is in a session but in no call of it.
@@ -88,10 +97,11 @@ class Root:
         accepted: Whether a call from here was accepted before the session began to end.
     """
 
-    __slots__ = ("accepted", "home", "metadata")
+    __slots__ = ("accepted", "home", "metadata", "slot")
 
     def __init__(self, home: Home, metadata: TaskMetadata | None = None, *, accepted: bool = False) -> None:
         self.home: Home = home
+        self.slot: Thread | None = None
         self.metadata: TaskMetadata | None = metadata
         self.accepted: bool = accepted
 
@@ -130,6 +140,10 @@ def report(type: str, data: Any = None) -> None:
         data: The thing. Subscribers get it as it is.
     """
     position = here()
-    watcher = position.home.watcher
-    if watcher is not None and position.metadata is not None and watcher.is_listening():
-        watcher.reported(position.metadata, type, data)
+    watcher, metadata = position.home.watcher, position.metadata
+    if watcher is None or metadata is None or not watcher.is_listening():
+        return
+    if position.slot is None:
+        watcher.reported(metadata, type, data)
+    else:
+        position.slot.tell(partial(watcher.reported, metadata, type, data))

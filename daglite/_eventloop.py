@@ -12,7 +12,14 @@ from typing import Any
 import anyio
 from anyio.lowlevel import current_token
 
-__all__ = ["Loop", "cancellations", "context_for_thread", "in_event_loop", "is_being_cancelled"]
+__all__ = [
+    "Loop",
+    "cancellations",
+    "check_waiting_task",
+    "context_for_thread",
+    "in_event_loop",
+    "is_being_cancelled",
+]
 
 
 class Loop:
@@ -94,9 +101,17 @@ def is_being_cancelled(before: int) -> bool:
     if in_event_loop():
         return anyio.current_effective_deadline() == -math.inf or cancellations() > before
     try:
-        anyio.from_thread.check_cancelled()
-    except Exception:  # a thread that no event loop waits for
-        return False
+        check_waiting_task()
     except BaseException:
         return True
     return False
+
+
+def check_waiting_task() -> None:
+    """Raise the event loop's cancellation if the task that waits for this worker thread is being cancelled."""
+    from anyio import from_thread  # it imports much, and not every program has threads
+
+    try:
+        from_thread.check_cancelled()
+    except RuntimeError:  # no event loop waits for this thread
+        pass

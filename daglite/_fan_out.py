@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from . import _numbers
 from ._context import here
 from ._failures import Failures, without_cancellation
+from ._protocols import Backend
 from .tasks import Task, as_task
 
 __all__ = ["FanOut"]
@@ -69,6 +70,7 @@ class FanOut:
         target: The task, or a function.
         iterables: Where the arguments come from.
         limit: How many calls run at once; `None` for any number.
+        backend: Where sync functions run; `None` for where they or the session say.
         errors: `"collect"` if a failed call is a result like others, and does not end the rest; else `"raise"`.
 
     Raises:
@@ -77,7 +79,10 @@ class FanOut:
         SessionError: The session has begun to end.
     """
 
-    def __init__(self, what: str, target: Any, iterables: tuple[Any, ...], *, limit: Any, errors: Any) -> None:
+    def __init__(
+        self, what: str, target: Any, iterables: tuple[Any, ...], *, limit: Any, backend: Any, errors: Any
+    ) -> None:
+        position = here()
         self.task: Task[Any, Any] = as_task(target)
         self.where: str = f"{what} of task {self.task.name!r}"
         self._sources = Sources(self.where, iterables)
@@ -88,10 +93,14 @@ class FanOut:
         if errors not in ("raise", "collect"):
             raise ValueError(f"{self.where}: errors must be 'raise' or 'collect', not {errors!r}")
         self.collect: bool = errors == "collect"
+        self._backend: Backend | None = None
+        if not self.task.is_async:
+            self._backend = self.task._backend(backend, position.home)
+        elif backend is not None:
+            raise ValueError(f"{self.where}: backend={backend!r} is for sync functions; this one is async")
         self.window: anyio.Semaphore | None = None  # if set, a place in it is taken for each call, and never given back
         self.started: int = 0  # calls
         self._failures = Failures()
-        position = here()
         self._grace = position.home.grace
         if position.home.leaving:
             position.home.refuse(self.task.name, position)
@@ -145,7 +154,7 @@ class FanOut:
         if self._failures.scope.cancel_called:
             return
         try:
-            value = await self.task._run(args, {}, map_index=index)
+            value = await self.task._run(args, {}, map_index=index, backend=self._backend)
         except BaseException as exc:
             if self.collect and isinstance(exc, Exception):
                 keep(index, None, exc)

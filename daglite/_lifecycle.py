@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
+from ._bridge import run_in_daemon
 from ._call import Call
 from ._eventloop import in_event_loop
-from ._protocols import Attempt
+from ._protocols import Attempt, AttemptRefused, AttemptTimeout, Backend
 
 __all__ = ["run", "run_sync"]
 
@@ -32,7 +33,7 @@ async def run(call: Call) -> Any:
 
 def run_sync(call: Call) -> Any:
     """Call a task's function until it succeeds or may not be tried again."""
-    refuse_to_block(call, call.spec.options.retry_delay)
+    refuse_to_block(call, call.spec.options.retry_delay if call.spec.retries else 0)
     with call:
         while True:
             call.attempts += 1
@@ -47,7 +48,7 @@ async def attempt(call: Call) -> Any:
     """Run the function once, in the caller's own task or where its backend says."""
     spec = call.spec
     if call.backend is not None:
-        return await call.backend.run(Attempt(spec.label, spec.func, call.args, call.kwargs))
+        return await attempt_elsewhere(call, call.backend)
     if spec.timeout is None:
         return await spec.func(*call.args, **call.kwargs)
     deadline = anyio.current_time() + spec.timeout
@@ -59,8 +60,34 @@ async def attempt(call: Call) -> Any:
 
 
 def attempt_sync(call: Call) -> Any:
-    """Run the function once, here and now."""
-    return call.spec.func(*call.args, **call.kwargs)
+    """Run the function once, here and now, or in a thread if it has a deadline."""
+    spec = call.spec
+    if spec.timeout is None:
+        return spec.func(*call.args, **call.kwargs)
+    try:
+        return run_in_daemon(described(call), spec.timeout)
+    except AttemptTimeout:
+        raise call.timed_out("attempt", spec.timeout) from None
+    except AttemptRefused as refused:
+        raise call.refuse(refused.error) from None
+
+
+async def attempt_elsewhere(call: Call, backend: Backend) -> Any:
+    """Run the function once, on a backend."""
+    try:
+        return await backend.run(described(call))
+    except AttemptTimeout as timeout:
+        await give_way(timeout.deadline)
+        assert call.spec.timeout is not None  # else no time can be up
+        raise call.timed_out("attempt", call.spec.timeout) from None
+    except AttemptRefused as refused:
+        raise call.refuse(refused.error) from None
+
+
+def described(call: Call) -> Attempt:
+    """The next execution of the function, for those who run it."""
+    spec = call.spec
+    return Attempt(spec.label, spec.func, call.args, call.kwargs, spec.timeout)
 
 
 async def pause(delay: float) -> None:
@@ -86,10 +113,13 @@ async def give_way(deadline: float) -> None:
 
 
 def refuse_to_block(call: Call, delay: float) -> None:
-    """Raise if a call would stop the event loop of this thread while it waits for a retry."""
-    if delay and call.spec.retries and in_event_loop():
-        text = (
-            f"task {call.spec.label!r} would block the event loop for its retry_delay of {delay:g} s; "
-            f"write: await {call.spec.function.name}.to_thread(...)"
-        )
-        raise call.refuse(RuntimeError(text))
+    """Raise if a call would stop the event loop of this thread, while it waits for a retry or for a deadline."""
+    timeout = call.spec.timeout
+    if (not delay and timeout is None) or not in_event_loop():
+        return
+    what = f"retry_delay of {delay:g} s" if timeout is None else f"timeout of {timeout:g} s"
+    text = (
+        f"task {call.spec.label!r} would block the event loop for its {what}; "
+        f"write: await {call.spec.function.name}.to_thread(...)"
+    )
+    raise call.refuse(RuntimeError(text))

@@ -11,7 +11,9 @@ from ._functions import Function, is_plain
 from ._retry import RetryOn
 from ._templates import placeholders
 
-__all__ = ["Options", "checked_options"]
+__all__ = ["BACKENDS", "Options", "check_backend", "checked_options"]
+
+BACKENDS = ("inline", "thread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Options:
     retry_on: RetryOn
     retry_delay: float
     timeout: float | None
+    backend: str | None
     wrap_errors: bool
 
     def changed(self, function: Function, changes: dict[str, Any]) -> Options:
@@ -44,6 +47,7 @@ def checked_options(
     retry_on: Any,
     retry_delay: Any,
     timeout: Any,
+    backend: Any,
     wrap_errors: Any,
 ) -> Options:
     """The options of a task, each as it is to be used.
@@ -62,7 +66,8 @@ def checked_options(
         retries=_numbers.whole(f"{where}: retries", retries, least=0),
         retry_on=_checked_retry_on(where, retry_on),
         retry_delay=_numbers.finite(f"{where}: retry_delay", retry_delay, least=0),
-        timeout=_checked_timeout(where, timeout, function),
+        timeout=None if timeout is None else _numbers.finite(f"{where}: timeout", timeout, least=0, above=True),
+        backend=_checked_backend(where, backend, timeout, function),
         wrap_errors=_checked_flag(f"{where}: wrap_errors", wrap_errors),
     )
 
@@ -116,13 +121,32 @@ def _checked_retry_on(where: str, retry_on: Any) -> RetryOn:
     raise TypeError(f"{where}: retry_on must be exception types or a plain function of the error, not {retry_on!r}")
 
 
-def _checked_timeout(where: str, timeout: Any, function: Function) -> float | None:
-    if timeout is None:
+def check_backend(where: str, name: Any) -> None:
+    """Raise if there is no backend of that name.
+
+    Args:
+        where: Who asks for it, to begin an error message with.
+        name: The name.
+
+    Raises:
+        TypeError: It is not a name.
+        ValueError: There is no such backend.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: backend must be a str, not {name!r}")
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: there is no backend {name!r}; there are {', '.join(map(repr, BACKENDS))}")
+
+
+def _checked_backend(where: str, backend: Any, timeout: Any, function: Function) -> str | None:
+    if backend is None:
         return None
-    seconds = _numbers.finite(f"{where}: timeout", timeout, least=0, above=True)
-    if not function.is_async:
-        raise ValueError(f"{where}: timeout={timeout!r} is for coroutine functions; it cannot stop a plain function")
-    return seconds
+    check_backend(where, backend)
+    if function.is_async:
+        raise ValueError(f"{where}: backend={backend!r} is for sync functions; an async one runs in its caller's task")
+    if backend == "inline" and timeout is not None:
+        raise ValueError(f"{where}: timeout={timeout!r} cannot be enforced on the backend 'inline'; use 'thread'")
+    return backend  # type: ignore[no-any-return]
 
 
 def _checked_flag(what: str, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from ._metadata import TaskMetadata
 
-__all__ = ["Attempt", "Backend", "Watched", "Watcher"]
+__all__ = ["Attempt", "AttemptRefused", "AttemptTimeout", "Backend", "Thread", "Watched", "Watcher"]
 
 
 class Watched(Protocol):
@@ -22,6 +22,10 @@ class Watched(Protocol):
     @property
     def metadata(self) -> TaskMetadata:
         """Who the call is."""
+        ...
+
+    def give_up(self) -> None:
+        """The thread that runs it was given up: it has ended as cancelled."""
         ...
 
 
@@ -53,6 +57,24 @@ class Watcher(Protocol):
         ...
 
 
+class Thread(Protocol):
+    """A worker thread, which may be given up: it goes on, and nobody is to hear of it."""
+
+    given_up: bool
+
+    def begin(self, call: Watched, started: Callable[[], None]) -> bool:
+        """Note a call that begins in it, and tell of it; false if nobody is to hear of the call."""
+        ...
+
+    def end(self, call: Watched, ended: Callable[[], None]) -> None:
+        """Note that a call has ended, and tell of it, unless the thread was given up before."""
+        ...
+
+    def tell(self, report: Callable[[], None]) -> None:
+        """Tell of something, unless the thread was given up."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One execution of a task's function, for a backend to run.
@@ -62,12 +84,38 @@ class Attempt:
         func: The function.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
+        timeout: Seconds that it may take; `None` if there is no limit.
     """
 
     name: str
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    timeout: float | None = None
+
+
+class AttemptTimeout(Exception):
+    """The time of an attempt is up: what a backend tells the call, which raises an error of its own.
+
+    Args:
+        deadline: When that was, by the event loop's clock.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__(deadline)
+        self.deadline: float = deadline
+
+
+class AttemptRefused(Exception):
+    """A backend does not run an attempt: what it tells the call, which raises the error, and does not try again.
+
+    Args:
+        error: Why not.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error: Exception = error
 
 
 class Backend(Protocol):
@@ -79,5 +127,10 @@ class Backend(Protocol):
         ...
 
     async def run(self, attempt: Attempt) -> Any:
-        """Run an attempt and return what its function returns, or raise what it raises."""
+        """Run an attempt and return what its function returns, or raise what it raises.
+
+        Raises:
+            AttemptTimeout: Its time was up.
+            AttemptRefused: It cannot run there.
+        """
         ...

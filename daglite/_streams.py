@@ -15,7 +15,7 @@ import anyio
 from typing_extensions import Self
 
 from ._call import Call
-from ._context import set_current
+from ._context import Position, set_current
 from ._log import logger
 
 __all__ = ["AsyncStream", "AsyncSteps", "Steps", "SyncStream", "SyncSteps"]
@@ -45,6 +45,9 @@ class Steps:
     def _own_context(self) -> Context:
         return copy_context()
 
+    def _position(self) -> Position:
+        return self.call
+
     def open(self) -> Context:
         """Begin the call, if that has not been done, in a copy of the context of whoever does.
 
@@ -54,7 +57,7 @@ class Steps:
         if self.context is None:
             context = self._own_context()
             self.call.move_here()
-            context.run(set_current, self.call)
+            context.run(set_current, self._position())
             context.run(self.call.begin)
             self.context = context
             self.call.attempts = 1

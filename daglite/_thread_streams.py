@@ -16,6 +16,7 @@ import anyio
 from ._call import Call
 from ._eventloop import Loop, context_for_thread
 from ._log import logger
+from ._slots import Slot, ThreadCancelled
 from ._streams import Steps
 
 __all__ = ["ThreadSteps"]
@@ -24,7 +25,8 @@ __all__ = ["ThreadSteps"]
 class Reply:
     """What a thread has to say of a step; made in the event loop, which waits for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
         self._event = anyio.Event()
         self.item: Any = None
         self.error: BaseException | None = None
@@ -42,6 +44,7 @@ class Reply:
         try:
             await self._event.wait()
         except BaseException as cancellation:
+            self._slot.cancelled = True
             with anyio.CancelScope(shield=True):
                 await self._event.wait()
             return cancellation
@@ -69,6 +72,10 @@ class ThreadSteps(Steps):
     def _own_context(self) -> Context:
         return context_for_thread()
 
+    def _position(self) -> Slot:
+        self._slot = Slot(self.call, self.call.spec.label, lambda: None)
+        return self._slot
+
     async def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
         """Take a step; the arguments are those of `AsyncSteps.run`.
 
@@ -80,6 +87,8 @@ class ThreadSteps(Steps):
         self.enter(what)
         try:
             reply, cancellation = await self._ask(make)
+            if isinstance(reply.error, ThreadCancelled) and cancellation is not None:
+                reply.error = cancellation  # of which the generator has heard by `check_cancelled`
             if reply.error is not None:
                 error = self.left(reply.error, thrown)
                 self._dismiss()
@@ -124,7 +133,7 @@ class ThreadSteps(Steps):
 
     async def _ask(self, make: Callable[[], Any]) -> tuple[Reply, BaseException | None]:
         """Have the thread do something, and wait for it."""
-        reply = Reply()
+        reply = Reply(self._slot)
         self._requests.put((make, reply))
         return reply, await reply.wait()
 

@@ -1,33 +1,145 @@
-"""The worker threads of a session, or of an event loop outside sessions."""
+"""The worker threads of a session, or of an event loop outside sessions, and those that outlive their deadline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import math
+import threading
+from typing import Protocol
 
+import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
-__all__ = ["MAX_THREADS", "Threads", "threads_of_loop"]
+from ._eventloop import Loop
+from ._protocols import AttemptRefused, AttemptTimeout
+from .exceptions import BackendError
+
+__all__ = ["MAX_THREADS", "Stuck", "Threads", "Work", "threads_of_loop"]
 
 MAX_THREADS = 40
-T = TypeVar("T")
+
+
+class Work(Protocol):
+    """What a thread is given to do."""
+
+    name: str
+
+    def run(self) -> None:
+        """Do it; its outcome is kept, and not raised."""
+        ...
+
+    def abandon(self, stuck: Stuck) -> bool:
+        """Give it up: false if it has ended already, and its outcome is there."""
+        ...
+
+
+class Stuck:
+    """The threads that were abandoned and still run. Python cannot stop them; so they are counted.
+
+    Args:
+        owner: Whose threads they are, for messages.
+        limit: How many there may be before no other thread is given out.
+    """
+
+    def __init__(self, owner: str, limit: int) -> None:
+        self._owner = owner
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._alive: dict[Work, str] = {}
+        self._waiting: tuple[Loop, anyio.Event] | None = None
+
+    def names(self) -> list[str]:
+        """The tasks whose functions they run."""
+        with self._lock:
+            return sorted(self._alive.values())
+
+    def add(self, work: Work) -> None:
+        """A thread was abandoned."""
+        with self._lock:
+            self._alive[work] = work.name
+
+    def discard(self, work: Work) -> None:
+        """An abandoned thread has ended."""
+        with self._lock:
+            self._alive.pop(work, None)
+            waiting = None if self._alive else self._waiting
+        if waiting is not None:
+            loop, event = waiting
+            loop.post(event.set)
+
+    def refuse(self, name: str) -> None:
+        """Raise if there are too many to start another thread.
+
+        Raises:
+            AttemptRefused: With the `BackendError`.
+        """
+        if len(self._alive) >= self._limit:
+            stuck = ", ".join(map(repr, self.names()))
+            raise AttemptRefused(
+                BackendError(
+                    f"task {name!r} cannot have a thread: {self._limit} of {self._owner} are stuck past their deadlines "
+                    f"in {stuck}"
+                )
+            )
+
+    async def until_none(self) -> None:
+        """Wait until there are none."""
+        event = anyio.Event()
+        with self._lock:
+            if not self._alive:
+                return
+            self._waiting = Loop(), event
+        await event.wait()
 
 
 class Threads:
     """Worker threads, so many at once.
 
     Args:
+        owner: Whose they are, for messages.
         max_threads: How many.
     """
 
-    def __init__(self, max_threads: int = MAX_THREADS) -> None:
+    def __init__(self, owner: str, max_threads: int) -> None:
         self.max_threads: int = max_threads
+        self.stuck: Stuck = Stuck(owner, max_threads)
         self._limiter = CapacityLimiter(max_threads)
+        # Ours counts. That of an abandoned thread is free at once; Trio would keep it until the thread ends.
+        self._uncounted = CapacityLimiter(math.inf)
 
-    async def run(self, func: Callable[[], T]) -> T:
-        """Call a function in a worker thread, in a copy of the current context, and wait for it."""
-        return await to_thread.run_sync(func, limiter=self._limiter)
+    async def run(self, work: Work, timeout: float | None) -> None:
+        """Have something done in a worker thread, in a copy of the current context, and wait for it.
+
+        Args:
+            work: What is to be done.
+            timeout: Seconds after which it is abandoned; the wait for a free thread does not count.
+
+        Raises:
+            AttemptTimeout: The time was up.
+            AttemptRefused: Too many threads are stuck.
+        """
+        self.stuck.refuse(work.name)
+        await self._limiter.acquire_on_behalf_of(work)
+        try:
+            self.stuck.refuse(work.name)
+            if timeout is None:
+                await to_thread.run_sync(work.run, limiter=self._uncounted)
+            else:
+                await self._run_within(timeout, work)
+        finally:
+            self._limiter.release_on_behalf_of(work)
+
+    async def _run_within(self, timeout: float, work: Work) -> None:
+        deadline = anyio.current_time() + timeout
+        try:
+            with anyio.CancelScope(deadline=deadline) as scope:
+                await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=True)
+        except BaseException:  # cancelled from outside
+            work.abandon(self.stuck)
+            raise
+        # A value that arrives wins, also one that the thread has, and the event loop has not seen yet.
+        if scope.cancelled_caught and work.abandon(self.stuck):
+            raise AttemptTimeout(deadline)
 
 
 # Not anyio's default limiter, whose tokens web frameworks hold for their sync endpoints: those that go back to the
@@ -40,6 +152,6 @@ def threads_of_loop() -> Threads:
     try:
         return _threads.get()
     except LookupError:
-        threads = Threads()
+        threads = Threads("the event loop's threads", MAX_THREADS)
         _threads.set(threads)
         return threads

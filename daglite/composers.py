@@ -46,6 +46,7 @@ class Raise(TypedDict, total=False):
     """The options of `gather_tasks`, for type checkers."""
 
     limit: int | None
+    backend: str | None
     errors: Literal["raise"]
 
 
@@ -53,6 +54,7 @@ class Collect(TypedDict, total=False):
     """Those with which it returns an `Outcome` for each call."""
 
     limit: int | None
+    backend: str | None
     errors: Required[Literal["collect"]]
 
 
@@ -62,6 +64,7 @@ class StreamRaise(TypedDict, total=False):
     limit: int
     ordered: bool
     buffer: int | None
+    backend: str | None
     errors: Literal["raise"]
 
 
@@ -71,6 +74,7 @@ class StreamCollect(TypedDict, total=False):
     limit: int
     ordered: bool
     buffer: int | None
+    backend: str | None
     errors: Required[Literal["collect"]]
 
 
@@ -119,7 +123,12 @@ async def gather_tasks(
     task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 async def gather_tasks(
-    task: Any, /, *iterables: Any, limit: int | None = None, errors: Literal["raise", "collect"] = "raise"
+    task: Any,
+    /,
+    *iterables: Any,
+    limit: int | None = None,
+    backend: str | None = None,
+    errors: Literal["raise", "collect"] = "raise",
 ) -> Any:
     """Call a task for each item at the same time, and return the results in the order of the items.
 
@@ -148,6 +157,7 @@ async def gather_tasks(
         iterables: Where the arguments come from, zipped like those of `map`: sync or async iterables. An async
             generator is closed in the end. An error of theirs ends the calls and comes out as it is.
         limit: How many calls run at once; any number by default.
+        backend: Where plain functions run, `"thread"` or `"inline"`; by default where they or the session say.
         errors: `"raise"`, or `"collect"` to let all calls run and return an `Outcome` for each.
 
     Returns:
@@ -159,7 +169,7 @@ async def gather_tasks(
         ValueError: `limit` is less than 1, or `errors` is neither of the two.
         SessionError: The session has begun to end.
     """
-    fan_out = FanOut("gather_tasks", task, iterables, limit=limit, errors=errors)
+    fan_out = FanOut("gather_tasks", task, iterables, limit=limit, backend=backend, errors=errors)
     results: dict[int, Any] = {}
 
     def keep(index: int, value: Any, error: Exception | None) -> None:
@@ -223,6 +233,7 @@ def stream_tasks(
     limit: int = 16,
     ordered: bool = False,
     buffer: int | None = None,
+    backend: str | None = None,
     errors: Literal["raise", "collect"] = "raise",
 ) -> Any:
     """Call a task for each item, and hand out the results while more calls run.
@@ -257,6 +268,7 @@ def stream_tasks(
         limit: How many calls run at once; 16 by default.
         ordered: Whether results are handed out in the order of the items, and not as they come.
         buffer: How many results may wait besides the calls that run; by default as many as `limit`.
+        backend: Where plain functions run, `"thread"` or `"inline"`; by default where they or the session say.
         errors: `"raise"`, or `"collect"` to let all calls run and hand out an `Outcome` for each.
 
     Returns:
@@ -268,7 +280,7 @@ def stream_tasks(
         ValueError: `limit` is less than 1, `buffer` less than 0, or `errors` neither of the two.
         SessionError: The session has begun to end.
     """
-    fan_out = FanOut("stream_tasks", task, iterables, limit=limit, errors=errors)
+    fan_out = FanOut("stream_tasks", task, iterables, limit=limit, backend=backend, errors=errors)
     if limit is None:
         raise TypeError(f"{fan_out.where}: limit must be a whole number, not None")
     if not isinstance(ordered, bool):

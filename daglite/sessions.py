@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -22,6 +23,7 @@ from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
 from ._log import logger
 from ._metadata import new_id
+from ._options import check_backend
 from ._threads import MAX_THREADS, Threads
 from ._typing import NOT_GIVEN, NotGiven
 from .exceptions import CallCancelledError, SessionError
@@ -36,7 +38,11 @@ R = TypeVar("R")
 
 
 def session(
-    *, name: str | NotGiven = NOT_GIVEN, grace: float | NotGiven = NOT_GIVEN, max_threads: int | NotGiven = NOT_GIVEN
+    *,
+    name: str | NotGiven = NOT_GIVEN,
+    grace: float | NotGiven = NOT_GIVEN,
+    max_threads: int | NotGiven = NOT_GIVEN,
+    backend: str | NotGiven = NOT_GIVEN,
 ) -> Session:
     """A scope for calls, opened with `async with`.
 
@@ -65,7 +71,10 @@ def session(
     Args:
         name: What events and errors call it; `"session"` by default.
         grace: Seconds that cleaning up may take when it ends; 5 by default.
-        max_threads: How many worker threads its calls may use at once; 40 by default.
+        max_threads: How many worker threads its calls may use at once; 40 by default. As many may be stuck past their
+            deadlines before another call that needs a thread is refused.
+        backend: Where fan-outs and `start_soon` run sync functions that do not say: `"thread"` by default, or
+            `"inline"`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -77,7 +86,9 @@ def session(
         grace = _numbers.finite("session: grace", grace, least=0)
     if not isinstance(max_threads, NotGiven):
         max_threads = _numbers.whole("session: max_threads", max_threads, least=1)
-    return Session(name=name, grace=grace, max_threads=max_threads)
+    if not isinstance(backend, NotGiven):
+        check_backend("session", backend)
+    return Session(name=name, grace=grace, max_threads=max_threads, backend=backend)
 
 
 def current_session() -> Session | None:
@@ -157,11 +168,19 @@ class Session:
     background calls as a `TaskGroupError`; both in an `ExceptionGroup`, the body's error first.
     """
 
-    def __init__(self, *, name: str | NotGiven, grace: float | NotGiven, max_threads: int | NotGiven) -> None:
+    def __init__(
+        self,
+        *,
+        name: str | NotGiven,
+        grace: float | NotGiven,
+        max_threads: int | NotGiven,
+        backend: str | NotGiven,
+    ) -> None:
         self.id: UUID = new_id()
         self.name: str = "session" if isinstance(name, NotGiven) else name
         self._grace = grace
         self._max_threads = max_threads
+        self._backend = backend
         self._state: Literal["new", "open", "leaving", "ended"] = "new"
 
     def __repr__(self) -> str:
@@ -177,8 +196,9 @@ class Session:
             self.name,
             session=self,
             watcher=self._bus,
-            threads=Threads(self._inherited_threads(outer)),
+            threads=Threads(f"session {self.name!r}'s threads", self._inherited_threads(outer)),
             grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
+            backend=outer.backend if isinstance(self._backend, NotGiven) else self._backend,
             streams={},
         )
         self._running = 0
@@ -209,6 +229,7 @@ class Session:
         cancellation = await self._join(exc)
         self._home.closed = True
         await self._close_streams()
+        stuck = await self._wait_for_threads()
         self._state = "ended"
         self._bus.session_ended(self.name, time.perf_counter() - self._began)
         self._bus.end(lasting=True)
@@ -216,6 +237,9 @@ class Session:
         for scope in self._watchers:
             scope.deadline = deadline
         cancellation = await self._leave_group(cancellation)
+        if stuck:
+            text = f"session {self.name!r} has ended while threads of it still run, past their deadlines: in {stuck}"
+            warnings.warn(text, ResourceWarning, stacklevel=2)
         own = exc if exc is not None and not is_cancellation(exc) else cancellation
         error = self._failures.concluded(own, f"Background calls of session {self.name!r} failed")
         if error is None or error is exc:
@@ -270,6 +294,19 @@ class Session:
             if scope.cancelled_caught:
                 text = "session %r: its streams had not closed after %g s"
                 logger().warning(text, self.name, self._home.grace)
+
+    async def _wait_for_threads(self) -> str:
+        """Wait for the threads that were abandoned.
+
+        Returns:
+            The tasks that still run in some of them.
+        """
+        threads = self._home.threads
+        if threads is None or not threads.stuck.names():
+            return ""
+        with anyio.move_on_after(self._home.grace, shield=True):
+            await threads.stuck.until_none()
+        return ", ".join(map(repr, threads.stuck.names()))
 
     async def _close(self, steps: Any) -> None:
         try:

@@ -8,12 +8,13 @@ from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overl
 
 from typing_extensions import Never, ParamSpec, Self
 
-from ._bridge import THREAD
+from ._bridge import THREAD, find_backend
 from ._call import Call
+from ._context import Home, here
 from ._functions import Function, function_of
 from ._lifecycle import run, run_sync
 from ._options import Options, checked_options
-from ._protocols import Attempt
+from ._protocols import Attempt, Backend
 from ._reference import reduce_partial, reduce_task
 from ._retry import RetryOn
 from ._spec import Spec
@@ -110,6 +111,11 @@ class Task(Generic[P, R]):
         return self._spec.options.timeout
 
     @property
+    def backend(self) -> str | None:
+        """Where fan-outs run a sync function; `None` for where the session says."""
+        return self._spec.options.backend
+
+    @property
     def wrap_errors(self) -> bool:
         """Whether a failed call raises a `TaskError`, and not the function's own error."""
         return self._spec.options.wrap_errors
@@ -139,6 +145,7 @@ class Task(Generic[P, R]):
         retry_on: RetryOn | NotGiven = NOT_GIVEN,
         retry_delay: float | NotGiven = NOT_GIVEN,
         timeout: float | NotGiven | None = NOT_GIVEN,
+        backend: str | NotGiven | None = NOT_GIVEN,
         wrap_errors: bool | NotGiven = NOT_GIVEN,
     ) -> Self:
         """A copy of the task with other options; those that are not given stay as they are.
@@ -150,6 +157,7 @@ class Task(Generic[P, R]):
             retry_on: As above.
             retry_delay: As above, in seconds.
             timeout: As above, in seconds.
+            backend: As above.
             wrap_errors: As above.
 
         Raises:
@@ -163,6 +171,7 @@ class Task(Generic[P, R]):
             "retry_on": retry_on,
             "retry_delay": retry_delay,
             "timeout": timeout,
+            "backend": backend,
             "wrap_errors": wrap_errors,
         }
         changes = {option: value for option, value in options.items() if value is not NOT_GIVEN}
@@ -174,7 +183,7 @@ class Task(Generic[P, R]):
     ) -> tuple[Call, Callable[[], Coroutine[Any, Any, Any]]]:
         """A call that somebody awaits later, and how: wrong arguments are an error now.
 
-        A sync function runs in a worker thread, and a stream is collected into a list.
+        A sync function runs on its backend, and a stream is collected into a list.
 
         Args:
             args: The positional arguments.
@@ -183,6 +192,8 @@ class Task(Generic[P, R]):
         """
         self._spec.function.signature.bind(*args, **kwargs)
         call = Call(self._spec, args, kwargs, **facts)
+        if not self.is_async:
+            call.backend = self._backend(None, call.home)
         return call, lambda: self._awaited(call)
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any) -> Coroutine[Any, Any, Any]:
@@ -191,6 +202,13 @@ class Task(Generic[P, R]):
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         raise NotImplementedError
+
+    def _backend(self, name: Any, home: Home) -> Backend:
+        """Where a call of a sync function runs, if not in place: on the backend of that name, or on the default."""
+        options = self._spec.options
+        for default in (options.backend, home.backend):
+            name = default if name is None else name
+        return find_backend(f"task {self._spec.label!r}", name, options.timeout)
 
     def _bound_to(self, owner: Any) -> Self:
         spec = self._spec
@@ -266,6 +284,8 @@ class AsyncTask(Task[P, R]):
 class SyncTask(Task[P, R]):
     """A plain function with options. A call runs here and now, in the caller's thread.
 
+    With a `timeout` the caller waits for another thread, so that the deadline is real.
+
     ```python
     from pathlib import Path
     from daglite import task
@@ -285,27 +305,51 @@ class SyncTask(Task[P, R]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            RuntimeError: The task has a `retry_delay` and an event loop runs in this thread, which it would block.
+            TaskTimeoutError: The last attempt took longer than `timeout`.
+            RuntimeError: The task has a `timeout` or waits before a retry, and an event loop runs in this thread, which it
+                would block: use `to_thread`.
+            BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return run_sync(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
 
     async def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the task in a worker thread, in a copy of the current context, and wait for it there.
 
-        In a session the thread is one of its `max_threads`, else one of 40 of the event loop. Cancellation waits until
-        the function has returned.
+        In a session the thread is one of its `max_threads`, else one of 40 of the event loop. Without a `timeout`
+        cancellation waits until the function has returned, unless that calls `check_cancelled`. With one the caller goes
+        on at the deadline, or when it is cancelled, and the thread is abandoned: Python cannot stop it, its slot is free
+        for another, and what it does later is not heard of.
 
         Returns:
             What the function returns.
 
         Raises:
             TaskError: The function failed; its error is the cause.
+            TaskTimeoutError: The last attempt took longer than `timeout`.
+            BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return await run(Call(self._spec, args, kwargs, backend=THREAD))  # type: ignore[no-any-return]
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
-        call.backend = THREAD
+        call.backend = call.backend or self._backend(None, call.home)
         return run(call)
+
+    async def run_on(self, backend: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the task on a backend, whatever its own `backend` says.
+
+        Args:
+            backend: `"thread"`, as `to_thread` does, or `"inline"`, in the event loop's own thread.
+            args: The function's positional arguments.
+            kwargs: The function's keyword arguments.
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+            ValueError: There is no such backend, or it cannot enforce the task's `timeout`.
+        """
+        return await run(Call(self._spec, args, kwargs, backend=self._backend(backend, here().home)))  # type: ignore[no-any-return]
 
     def partial(self, *args: Any, **kwargs: Any) -> SyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
@@ -438,12 +482,12 @@ class SyncTaskStream(Task[P, R]):
         return AsyncStream(ThreadSteps(Call(spec, args, kwargs, backend=THREAD), spec.func(*args, **kwargs)))
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
-        call.backend = THREAD
+        call.backend = call.backend or self._backend(None, call.home)
 
         def collect() -> list[Any]:
             return list(SyncStream[Any](SyncSteps(call, call.spec.func(*call.args, **call.kwargs))))
 
-        return THREAD.run(Attempt(call.spec.label, collect, (), {}))
+        return call.backend.run(Attempt(call.spec.label, collect, (), {}))
 
     def partial(self, *args: Any, **kwargs: Any) -> SyncTaskStream[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
@@ -501,6 +545,7 @@ def task(
     retry_on: RetryOn = Exception,
     retry_delay: float = 0.0,
     timeout: float | None = None,
+    backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Decorator: ...
 def task(
@@ -513,6 +558,7 @@ def task(
     retry_on: RetryOn = Exception,
     retry_delay: float = 0.0,
     timeout: float | None = None,
+    backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Any:
     """Make a task of a function.
@@ -546,8 +592,11 @@ def task(
             whether to try again, or the seconds to wait before it, as for a server that says `Retry-After`. Mind
             that `TaskTimeoutError` is an `OSError`, as Python's `TimeoutError` is.
         retry_delay: Seconds before a retry; 0 by default.
-        timeout: Seconds for each attempt, enforced by a cancel scope; unlimited by default. A timed-out attempt is
-            retried like any other failure. A value that arrives wins, even late, as with `anyio.fail_after`.
+        timeout: Seconds for each attempt; unlimited by default. A coroutine function is cancelled at its next `await`; of
+            a plain function the thread is abandoned, and the caller goes on. A timed-out attempt is retried like any
+            other failure. A value that arrives wins, even late, as with `anyio.fail_after`.
+        backend: For sync functions: where fan-outs and `start_soon` run them, `"thread"` or `"inline"`; by default where
+            the session says.
         wrap_errors: Whether a failed call raises a `TaskError` with the function's own error as its cause, which is
             the default, or that error itself with a note, as web frameworks want it for an `HTTPException`.
 
@@ -565,6 +614,7 @@ def task(
         "retry_on": retry_on,
         "retry_delay": retry_delay,
         "timeout": timeout,
+        "backend": backend,
         "wrap_errors": wrap_errors,
     }
     if func is NOT_GIVEN:

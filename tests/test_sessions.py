@@ -298,6 +298,8 @@ async def test_a_failure_of_cleaning_up_is_told_though_the_session_was_cancelled
         ({"grace": float("inf")}, ValueError, "session: grace must be finite, not inf"),
         ({"max_threads": 0}, ValueError, "session: max_threads must be at least 1, not 0"),
         ({"max_threads": 1.5}, TypeError, "session: max_threads must be a whole number, not 1.5"),
+        ({"backend": "process"}, ValueError, "session: there is no backend 'process'; there are 'inline', 'thread'"),
+        ({"backend": None}, TypeError, "session: backend must be a str, not None"),
         ({"plugins": []}, TypeError, "unexpected keyword argument 'plugins'"),
     ],
 )

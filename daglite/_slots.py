@@ -1,0 +1,160 @@
+"""What runs in a worker thread: where its code is, what it has begun, and what comes of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._context import Home, Position, reset, set_current
+
+if TYPE_CHECKING:
+    from ._metadata import TaskMetadata
+    from ._protocols import Watched
+    from ._threads import Stuck
+
+__all__ = ["Slot", "ThreadCancelled"]
+
+
+class ThreadCancelled(BaseException):
+    """Raised by `check_cancelled` in a thread that was given up, where nobody is left to see it."""
+
+
+class Slot:
+    """The position of code in a worker thread, and the state of that thread.
+
+    A thread that is given up goes on, and nobody is to hear of it: the calls that it had begun end as cancelled, and
+    what it does or reports later is dropped.
+
+    Args:
+        position: From where the thread was started.
+        name: The task whose function it runs.
+        func: What it runs.
+        wake: Called in the thread when it has run it.
+    """
+
+    def __init__(
+        self, position: Position, name: str, func: Callable[[], Any], wake: Callable[[], None] | None = None
+    ) -> None:
+        self.home: Home = position.home
+        self.name: str = name
+        self.given_up: bool = False
+        self.cancelled: bool = False  # to be noticed by `check_cancelled`; what it does is heard all the same
+        self._position = position
+        self._func = func
+        self._lock = threading.Lock()  # held for the state, and to publish, which never waits
+        self._state: Literal["waiting", "running", "ended"] = "waiting"
+        self._stuck: Stuck | None = None  # who counts it, if it is abandoned and runs
+        self._calls: dict[Watched, None] = {}
+        self._inner: dict[Slot, None] = {}  # threads that were started from this one, through the event loop
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._wake = wake
+        self._outer: Slot | None = position.slot if isinstance(position.slot, Slot) else None
+        if self._outer is not None:
+            self._outer._adopt(self)
+
+    @property
+    def slot(self) -> Slot:
+        """The thread itself, for the calls in it."""
+        return self
+
+    @property
+    def metadata(self) -> TaskMetadata | None:
+        """The call that the code belongs to."""
+        return self._position.metadata
+
+    def run(self) -> None:
+        """Run the function, in the thread."""
+        with self._lock:
+            if self.given_up:
+                return
+            self._state = "running"
+        token = set_current(self)
+        value, error = None, None
+        try:
+            value = self._func()
+        except BaseException as exc:
+            error = exc
+        finally:
+            reset(token)
+        with self._lock:
+            self._state = "ended"
+            if self._stuck is not None:
+                self._stuck.discard(self)
+            else:
+                self._value, self._error = value, error
+        del error  # else its traceback, which holds this frame, would hold itself
+        if self._outer is not None:
+            self._outer._forget(self)
+        if self._wake is not None:
+            self._wake()
+
+    def result(self) -> Any:
+        """What the function has returned; or raises what it raised."""
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._value
+        finally:
+            del error
+
+    def abandon(self, stuck: Stuck) -> bool:
+        """Give the thread up, if it has not ended.
+
+        Args:
+            stuck: Who is to count it for as long as it still runs.
+
+        Returns:
+            Whether it was given up; else its result is there.
+        """
+        with self._lock:
+            if self._state == "ended":
+                return False
+            if self._state == "running":
+                self._stuck = stuck
+                stuck.add(self)
+        self.give_up()
+        return True
+
+    def give_up(self) -> None:
+        """Let nobody hear of it any more."""
+        with self._lock:
+            self.given_up = True
+            for call in self._calls:
+                call.give_up()
+            self._calls.clear()
+            inner = list(self._inner)
+        for slot in inner:
+            slot.give_up()
+
+    def begin(self, call: Watched, started: Callable[[], None]) -> bool:
+        """Note a call that begins in it, and tell of it; false if nobody is to hear of the call."""
+        with self._lock:
+            if not self.given_up:
+                self._calls[call] = None
+                started()
+            return not self.given_up
+
+    def end(self, call: Watched, ended: Callable[[], None]) -> None:
+        """Note that a call has ended, and tell of it, unless the thread was given up before."""
+        with self._lock:
+            if call in self._calls:
+                del self._calls[call]
+                ended()
+
+    def tell(self, report: Callable[[], None]) -> None:
+        """Tell of something, unless the thread was given up."""
+        with self._lock:
+            if not self.given_up:
+                report()
+
+    def _adopt(self, inner: Slot) -> None:
+        with self._lock:
+            self._inner[inner] = None
+            inner.given_up = self.given_up
+
+    def _forget(self, inner: Slot) -> None:
+        with self._lock:
+            self._inner.pop(inner, None)
