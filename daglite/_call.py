@@ -107,7 +107,10 @@ class Call:
         reset(self._token)
         error = self.end(exc)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error, exc  # else its traceback, which holds this frame, would hold itself
 
     def begin(self) -> None:
         """Note that the call begins.
@@ -186,12 +189,15 @@ class Call:
         Args:
             exc: What the attempt raised, and is being handled.
         """
-        delay = self._delay_after(exc)
-        if delay is None:
-            raise  # what the driver is handling
-        if self._watched and self.home.watcher is not None:
-            self._tell(self.home.watcher.retrying, exc, delay)
-        return delay
+        try:
+            delay = self._delay_after(exc)
+            if delay is None:
+                raise  # what the driver is handling
+            if self._watched and self.home.watcher is not None:
+                self._tell(self.home.watcher.retrying, exc, delay)
+            return delay
+        finally:
+            del exc  # else its traceback, which holds this frame, would hold itself
 
     def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
         """The error of an attempt whose time is up.

@@ -62,13 +62,19 @@ class Failures:
         Returns:
             What ends the program; else the failures, with the body's own error before them; else what `own` is.
         """
-        if self.fatal is not None:
-            return self.fatal
-        if not self.errors:
-            return own
-        if own is None or own in self.errors or is_cancellation(own):
-            return TaskGroupError(message, self.errors)
-        return BaseExceptionGroup(message, [own, *self.errors])
+        # Not kept: the traceback of each holds the frame of a child, which holds this.
+        fatal, self.fatal = self.fatal, None
+        errors, self.errors = self.errors, []
+        try:
+            if fatal is not None:
+                return fatal
+            if not errors:
+                return own
+            if own is None or own in errors or is_cancellation(own):
+                return TaskGroupError(message, errors)
+            return BaseExceptionGroup(message, [own, *errors])
+        finally:
+            del fatal, errors, own
 
 
 def is_cancellation(exc: BaseException | None) -> bool:

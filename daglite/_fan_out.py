@@ -129,8 +129,11 @@ class FanOut:
         except BaseException as exc:
             own = own or exc
         error = self._failures.concluded(own, f"Calls of task {self.task.name!r} failed")
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error, own  # else its traceback, which holds this frame, would hold itself
 
     async def _start(self, group: TaskGroup, keep: Callable[[int, Any, Exception | None], None]) -> None:
         try:

@@ -66,7 +66,11 @@ class ThreadSteps(Steps):
         context = super().open()
         # A daemon: a stream that nobody closes must not keep the program from ending.
         name = f"stream {self.call.spec.label}"
-        threading.Thread(target=serve, args=(self._requests, context, Loop()), name=name, daemon=True).start()
+        thread = threading.Thread(target=serve, args=(self._requests, context, Loop()), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the system has no more of them
+            raise self.left(exc)
         return context
 
     def _own_context(self) -> Context:

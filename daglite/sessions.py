@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -28,6 +29,9 @@ from ._threads import MAX_THREADS, Threads
 from ._typing import NOT_GIVEN, NotGiven
 from .exceptions import CallCancelledError, SessionError
 from .tasks import as_task
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 __all__ = ["CallHandle", "Session", "Subscription", "current_session", "session"]
 
@@ -242,9 +246,12 @@ class Session:
             warnings.warn(text, ResourceWarning, stacklevel=2)
         own = exc if exc is not None and not is_cancellation(exc) else cancellation
         error = self._failures.concluded(own, f"Background calls of session {self.name!r} failed")
-        if error is None or error is exc:
-            return error is None
-        raise error
+        try:
+            if error is None or error is exc:
+                return error is None
+            raise error
+        finally:
+            del error, own, exc, cancellation  # else its traceback, which holds this frame, would hold itself
 
     async def _join(self, exc: BaseException | None) -> BaseException | None:
         """Wait for the background calls, which are cancelled if the body failed.
@@ -325,6 +332,8 @@ class Session:
             if await self._group.__aexit__(kind, cancellation, getattr(cancellation, "__traceback__", None)):
                 return None
         except BaseException as exc:
+            if isinstance(exc, BaseExceptionGroup) and isinstance(cancellation, BaseExceptionGroup):
+                return exc.exceptions[0]  # what was mixed with the cancellation, in the group that it came in
             return exc
         return cancellation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from inspect import Signature
 from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overload
@@ -200,8 +201,9 @@ class Task(Generic[P, R]):
         """The same, for a call that is made here and now."""
         return self._awaited(Call(self._spec, args, kwargs, **facts))
 
+    @abstractmethod
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
-        raise NotImplementedError
+        """Begin a call and see it through, as each kind of task does."""
 
     def _backend(self, name: Any, home: Home) -> Backend:
         """Where a call of a sync function runs, if not in place: on the backend of that name, or on the default."""

@@ -134,6 +134,36 @@ async def test_failures_of_body_and_background_come_out_together() -> None:
     assert isinstance(background, TaskError)
 
 
+async def test_a_group_of_the_body_comes_out_the_same_on_both_event_loops() -> None:
+    """On Trio it holds the session's own cancellation too."""
+    ready = anyio.Event()
+
+    async def child() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError("child")
+
+    @task
+    async def fail_then() -> None:
+        await ready.wait()
+        raise ValueError("background")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with session() as s:
+            s.start_soon(fail_then)
+            async with anyio.create_task_group() as group:
+                group.start_soon(child)
+                await checkpoint()
+                await checkpoint()
+                ready.set()
+                await anyio.sleep_forever()
+    body, background = caught.value.exceptions
+    assert isinstance(body, ExceptionGroup)
+    assert [type(error) for error in body.exceptions] == [KeyError]
+    assert isinstance(background, TaskError)
+
+
 async def test_awaiting_a_handle_raises_the_calls_own_error_and_the_session_tells_it_too() -> None:
     caught: list[Exception] = []
     with pytest.raises(TaskGroupError) as group:

@@ -568,7 +568,9 @@ async def test_a_sync_stream_has_one_thread_from_first_to_last() -> None:
 
     async with session(max_threads=1):
         streams = [where.to_thread() for _ in range(3)]  # they are outside of `max_threads`
-        seen = [{await items.__anext__() for _ in range(5)} for items in streams]
+        seen: list[set[int]] = []
+        for items in streams:
+            seen.append({await items.__anext__() for _ in range(5)})
         for items in streams:
             await items.aclose()
     assert [len(each) for each in seen] == [1, 1, 1]

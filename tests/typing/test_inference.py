@@ -1,0 +1,147 @@
+"""What type checkers infer in the code of users; and it is true at run time."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from typing_extensions import assert_type
+
+from daglite import (
+    AsyncTaskStream,
+    Outcome,
+    SyncTask,
+    SyncTaskStream,
+    current_session,
+    current_task,
+    gather_tasks,
+    partition,
+    session,
+    stream_tasks,
+    task,
+)
+from daglite.sessions import CallHandle, Session
+from daglite.tasks import AsyncStream, SyncStream
+
+
+@task
+async def fetch(url: str, retries: int = 3) -> bytes:
+    return url.encode()
+
+
+@task(retries=2, timeout=3)
+async def fetch_again(url: str) -> bytes:
+    return url.encode()
+
+
+@task
+def load(path: str) -> int:
+    return len(path)
+
+
+@task(retry_delay=0.5)
+def load_again(path: str) -> int:
+    return len(path)
+
+
+@task
+async def rows(table: str) -> AsyncIterator[int]:
+    yield len(table)
+
+
+@task
+def lines(path: str) -> Iterator[str]:
+    yield path
+
+
+class Shop:
+    @task
+    async def sell(self, item: str) -> float:
+        return 1.5
+
+    @task(retries=1)
+    def count(self, item: str) -> int:
+        return 1
+
+    @task
+    async def goods(self) -> AsyncIterator[str]:
+        yield "pen"
+
+    @task
+    def shelves(self) -> Iterator[int]:
+        yield 1
+
+
+async def test_the_decorator_keeps_parameters_and_results() -> None:
+    assert_type(await fetch("x", retries=1), bytes)
+    assert_type(await fetch_again("x"), bytes)
+    assert_type(load("x"), int)
+    assert_type(await load.to_thread("x"), int)
+    assert_type(await load.run_on("inline", "x"), int)
+    assert_type(await load_again.to_thread("x"), int)
+    assert_type(rows("x"), AsyncStream[int])
+    assert_type(lines("x"), SyncStream[str])
+    assert_type(lines.to_thread("x"), AsyncStream[str])
+    assert_type([row async for row in rows("x")], list[int])
+    assert_type(list(lines("x")), list[str])
+    assert_type([line async for line in lines.to_thread("x")], list[str])
+
+
+async def test_copies_keep_their_type() -> None:
+    assert_type(await fetch.with_options(retries=5)("x"), bytes)
+    assert_type(await fetch.partial(retries=5)("x"), bytes)
+    assert_type(load.partial("x"), SyncTask[..., int])
+    assert_type(rows.partial("x"), AsyncTaskStream[..., int])
+    assert_type(lines.partial("x"), SyncTaskStream[..., str])
+
+
+async def test_methods_take_no_self() -> None:
+    shop = Shop()
+    assert_type(await shop.sell("pen"), float)
+    assert_type(await Shop.sell(shop, "pen"), float)
+    assert_type(shop.count("pen"), int)
+    assert_type(await shop.count.to_thread("pen"), int)
+    assert_type([item async for item in shop.goods()], list[str])
+    assert_type(list(shop.shelves()), list[int])
+
+
+async def test_fan_outs() -> None:
+    assert_type(await gather_tasks(fetch_again, ["x"]), list[bytes])
+    assert_type(await gather_tasks(load, ["x"], limit=2), list[int])
+    assert_type(await gather_tasks(rows, ["x"]), list[list[int]])
+    assert_type(await gather_tasks(lines, ["x"]), list[list[str]])
+    assert_type(await gather_tasks(fetch, ["x"], [1]), list[bytes])
+    assert_type(await gather_tasks(fetch_again, rows_of_text()), list[bytes])
+    outcomes = await gather_tasks(load, ["x"], errors="collect")
+    assert_type(outcomes, list[Outcome[int]])
+    assert_type(partition(outcomes), tuple[list[int], list[Exception]])
+    async with stream_tasks(fetch_again, ["x"]) as results:
+        assert_type([result async for result in results], list[bytes])
+    async with stream_tasks(load, ["x"], errors="collect", ordered=True) as collected:
+        assert_type([outcome async for outcome in collected], list[Outcome[int]])
+
+
+async def rows_of_text() -> AsyncIterator[str]:
+    yield "x"
+
+
+async def test_sessions() -> None:
+    async with session(name="x") as s:
+        assert_type(s, Session)
+        assert_type(current_session(), Session | None)
+        assert_type(s.start_soon(fetch_again, "x"), CallHandle[bytes])
+        assert_type(await s.start_soon(load, "x"), int)
+        assert_type(await s.start_soon(rows, "x"), list[int])
+    metadata = current_task()
+    assert metadata is None
+
+
+def test_wrong_uses_are_errors() -> None:
+    def never() -> Any:
+        load(3)  # type: ignore[arg-type]
+        load()  # type: ignore[call-arg]
+        _ = fetch(url="x", retry=1)  # type: ignore[call-arg]
+        task(retries="3")  # type: ignore[call-overload]
+        load.with_options(limit=3)  # type: ignore[call-arg]
+        rows.to_thread("x")  # type: ignore[attr-defined]
+        session(plugins=[])  # type: ignore[call-arg]
+
+    assert callable(never)
