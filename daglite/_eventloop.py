@@ -30,6 +30,12 @@ class Loop:
         self._thread = get_ident()
         self._token = token
         self._is_asyncio = hasattr(token, "call_soon_threadsafe")
+        # Else asyncio takes that of whoever posts, where anyio may see no event loop: it asks sniffio where that is
+        # installed, and outside of tasks sniffio goes by the context.
+        self._context = Context()
+        sniffio: Any = sys.modules.get("sniffio")
+        if sniffio is not None:
+            self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     def is_here(self) -> bool:
         """Whether the caller is in its thread."""
@@ -49,7 +55,7 @@ class Loop:
         """Call a function in the loop's thread soon, also from there."""
         if self._is_asyncio:
             try:
-                self._token.call_soon_threadsafe(func, *args)
+                self._token.call_soon_threadsafe(func, *args, context=self._context)
             except RuntimeError:  # it is closed
                 pass
         else:

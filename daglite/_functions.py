@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 __all__ = ["Function", "function_of", "is_coroutine_function", "is_plain"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Function:
-    """A function, and what has to be known to call it and to describe its calls.
+    """A function, and what has to be known to call it and to describe its calls. It never changes.
 
     Args:
         call: What is called: the function, a method bound to its object, or a partial.
@@ -23,23 +21,55 @@ class Function:
         is_async: Whether it is a coroutine function or an async generator function.
         is_generator: Whether it is a generator function.
         binding: How it binds to an object: `"instance"`, `"class"` or `"static"`.
-        signature: The parameters that a call has arguments for.
         whole: All of its parameters.
         args: The arguments that are fixed already, the object of a method first.
         kwargs: The keyword arguments that are fixed already.
         owner: The object, or class, whose method it is; `None` of a function.
     """
 
-    call: Callable[..., Any]
-    origin: Any
-    is_async: bool
-    is_generator: bool
-    binding: str
-    signature: Signature
-    whole: Signature
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    owner: Any = None
+    # No dataclass: one is made whenever a method is taken from its object.
+    __slots__ = (
+        "_signature",
+        "args",
+        "binding",
+        "call",
+        "is_async",
+        "is_generator",
+        "kwargs",
+        "origin",
+        "owner",
+        "whole",
+    )
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        origin: Any,
+        is_async: bool,
+        is_generator: bool,
+        binding: str,
+        whole: Signature,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
+        owner: Any = None,
+    ) -> None:
+        self.call: Callable[..., Any] = call
+        self.origin: Any = origin
+        self.is_async: bool = is_async
+        self.is_generator: bool = is_generator
+        self.binding: str = binding
+        self.whole: Signature = whole
+        self.args: tuple[Any, ...] = args
+        self.kwargs: Mapping[str, Any] = kwargs
+        self.owner: Any = owner
+        self._signature: Signature | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """The parameters that a call has arguments for; found out when something asks."""
+        if self._signature is None:
+            self._signature = _signature(self.call)
+        return self._signature
 
     @property
     def name(self) -> str:
@@ -54,9 +84,7 @@ class Function:
 
     def bound_to(self, owner: Any) -> Function:
         """The method of an object."""
-        call = MethodType(self.call, owner)
-        args = (owner, *self.args)
-        return replace(self, call=call, signature=_signature(call), args=args, owner=owner)
+        return self._with(MethodType(self.call, owner), (owner, *self.args), self.kwargs, owner)
 
     def partial(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Function:
         """The function with some arguments fixed.
@@ -66,8 +94,12 @@ class Function:
         """
         self.signature.bind_partial(*args, **kwargs)
         call = functools.partial(self.call, *args, **kwargs)
-        signature = _signature(call)
-        return replace(self, call=call, signature=signature, args=(*self.args, *args), kwargs={**self.kwargs, **kwargs})
+        return self._with(call, (*self.args, *args), {**self.kwargs, **kwargs}, self.owner)
+
+    def _with(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: Any) -> Function:
+        return Function(
+            call, self.origin, self.is_async, self.is_generator, self.binding, self.whole, args, kwargs, owner
+        )
 
     def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call may have these arguments."""
@@ -106,8 +138,7 @@ def function_of(target: Any) -> Function:
     """
     binding, func = _unwrapped(target)
     is_async, is_generator, call = _kind_of(func)
-    signature = _signature(func)
-    return Function(call, _origin(func), is_async, is_generator, binding, signature, signature)
+    return Function(call, _origin(func), is_async, is_generator, binding, _signature(func))
 
 
 def is_plain(func: Any) -> bool:

@@ -80,6 +80,7 @@ class Slot:
             reset(token)
         with self._lock:
             self._state = "ended"
+            wake = self._wake
             if self._stuck is not None:
                 self._stuck.discard(self)
             else:
@@ -87,8 +88,8 @@ class Slot:
         del error  # else its traceback, which holds this frame, would hold itself
         if self._outer is not None:
             self._outer._forget(self)
-        if self._wake is not None:
-            self._wake()
+        if wake is not None:
+            wake()
 
     def result(self) -> Any:
         """What the function has returned; or raises what it raised."""
@@ -117,6 +118,23 @@ class Slot:
                 stuck.add(self)
         self.give_up()
         return True
+
+    def cancel(self, wake: Callable[[], None]) -> bool:
+        """Let `check_cancelled` notice that the caller is cancelled.
+
+        Args:
+            wake: Called in the thread when it has ended.
+
+        Returns:
+            Whether it has yet to end.
+        """
+        with self._lock:
+            if self._state != "running":
+                self.given_up = True  # what has not begun never does
+                return False
+            self.cancelled = True
+            self._wake = wake
+            return True
 
     def give_up(self) -> None:
         """Let nobody hear of it any more."""

@@ -24,6 +24,10 @@ class Spec:
         self.retries: int = options.retries
         self.timeout: float | None = options.timeout
 
+    def bound_to(self, owner: Any) -> Spec:
+        """The same task as a method of an object."""
+        return Spec(self.function.bound_to(owner), self.options)
+
     @cached_property
     def placeholders(self) -> frozenset[str]:
         """The placeholders in the name."""

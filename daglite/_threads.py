@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -30,6 +31,10 @@ class Work(Protocol):
 
     def abandon(self, stuck: Stuck) -> bool:
         """Give it up: false if it has ended already, and its outcome is there."""
+        ...
+
+    def cancel(self, wake: Callable[[], None]) -> bool:
+        """Let it notice, if it asks, and be called when it has ended: false if it has already."""
         ...
 
 
@@ -123,20 +128,30 @@ class Threads:
         try:
             self.stuck.refuse(work.name)
             if timeout is None:
-                await to_thread.run_sync(work.run, limiter=self._uncounted)
+                await self._run_shielded(work)
             else:
                 await self._run_within(timeout, work)
+        except BaseException:  # cancelled
+            work.abandon(self.stuck)
+            raise
         finally:
             self._limiter.release_on_behalf_of(work)
 
+    async def _run_shielded(self, work: Work) -> None:
+        try:
+            await to_thread.run_sync(work.run, limiter=self._uncounted)
+        except BaseException:
+            # A native `Task.cancel`, to which anyio's shield is none: the thread runs. A second one gives it up.
+            loop, ended = Loop(), anyio.Event()
+            if work.cancel(lambda: loop.post(ended.set)):
+                with anyio.CancelScope(shield=True):
+                    await ended.wait()
+            raise
+
     async def _run_within(self, timeout: float, work: Work) -> None:
         deadline = anyio.current_time() + timeout
-        try:
-            with anyio.CancelScope(deadline=deadline) as scope:
-                await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=True)
-        except BaseException:  # cancelled from outside
-            work.abandon(self.stuck)
-            raise
+        with anyio.CancelScope(deadline=deadline) as scope:
+            await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=True)
         # A value that arrives wins, also one that the thread has, and the event loop has not seen yet.
         if scope.cancelled_caught and work.abandon(self.stuck):
             raise AttemptTimeout(deadline)

@@ -214,7 +214,9 @@ class Session:
         self._failures.scope = self._group.cancel_scope
         self._began = time.perf_counter()
         self._state = "open"
-        self._token = set_current(Root(self._home, self._outside.metadata))
+        root = Root(self._home, self._outside.metadata)
+        root.slot = self._outside.slot
+        self._token = set_current(root)
         self._bus.session_started(self.name)
         return self
 
@@ -297,7 +299,9 @@ class Session:
         if self._home.streams:
             with anyio.move_on_after(self._home.grace, shield=True) as scope:
                 for steps in list(self._home.streams):
-                    await self._close(steps)
+                    slot = steps.call.slot
+                    if slot is None or not slot.given_up:  # else it may run at this moment, and nobody is to hear of it
+                        await self._close(steps)
             if scope.cancelled_caught:
                 text = "session %r: its streams had not closed after %g s"
                 logger().warning(text, self.name, self._home.grace)

@@ -34,12 +34,24 @@ Rest = ParamSpec("Rest")
 R = TypeVar("R")
 
 
+class _SignatureOfTask:
+    """What `inspect.signature` of a task looks at. It is not made before that asks."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Signature:
+        if instance is None:
+            raise AttributeError("__signature__")
+        return instance._spec.function.signature  # type: ignore[no-any-return]
+
+
 class Task(Generic[P, R]):
     """What the kinds of task have in common: a function and its options, which never change.
 
     A task keeps the name, documentation and signature of its function, binds to an object as a method does, and is
     pickled by reference: as the module and name under which it can be imported.
     """
+
+    # Of a task, not of the class.
+    __signature__ = _SignatureOfTask()
 
     _spec: Spec
     _source: tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None
@@ -52,7 +64,6 @@ class Task(Generic[P, R]):
             _spec=spec,
             _source=source,
             __wrapped__=spec.func,
-            __signature__=spec.function.signature,
             __module__=getattr(origin, "__module__", None),
             __name__=spec.function.name,
             __qualname__=getattr(origin, "__qualname__", spec.function.name),
@@ -213,8 +224,11 @@ class Task(Generic[P, R]):
         return find_backend(f"task {self._spec.label!r}", name, options.timeout)
 
     def _bound_to(self, owner: Any) -> Self:
-        spec = self._spec
-        return type(self)(Spec(spec.function.bound_to(owner), spec.options))
+        # As short as can be: it happens whenever a method is called.
+        spec = self._spec.bound_to(owner)
+        bound: Self = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__, _spec=spec, __wrapped__=spec.func)
+        return bound
 
     def _bind(self, instance: Any, owner: Any) -> Any:
         function = self._spec.function
@@ -396,7 +410,7 @@ class AsyncTaskStream(Task[P, R]):
 
     Each step runs in the consumer's own task, but in a context of the stream's own, which is a copy of the one in which
     it was opened: by its first step, or by `async with`. So nothing that the generator sets leaks out of it. It must
-    not hold a cancel scope or a task group across a `yield`.
+    not hold a cancel scope or a task group across a `yield`; and one that never awaits cannot be cancelled.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:

@@ -648,6 +648,74 @@ async def test_a_thread_of_a_stream_that_is_dropped_outside_a_session_ends() -> 
     assert await anyio.to_thread.run_sync(closed.wait, 20)
 
 
+def test_a_dropped_stream_is_closed_in_an_event_loop_that_anyio_has_not_started() -> None:
+    import asyncio
+
+    closed: list[str] = []
+
+    @task
+    async def dropped() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            closed.append("async")
+
+    @task
+    def dropped_sync() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            closed.append("sync")
+
+    async def main() -> None:
+        async with session():
+            async for _ in dropped():
+                break
+            async for _ in dropped_sync.to_thread():
+                break
+            while len(closed) < 2:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert sorted(closed) == ["async", "sync"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_native_cancellation_of_a_step_in_a_thread_closes_the_stream() -> None:
+    import asyncio
+
+    started, go_on = threading.Event(), threading.Event()
+    closed: list[bool] = []
+
+    @task
+    def slow() -> Iterator[int]:
+        try:
+            started.set()
+            assert go_on.wait(20)
+            yield 1
+        finally:
+            closed.append(True)
+
+    async def read() -> None:
+        async for _ in slow.to_thread():
+            raise AssertionError("an item came")
+
+    for times in (1, 2):
+        started.clear()
+        go_on.clear()
+        async with session():
+            running = asyncio.create_task(read())
+            await anyio.to_thread.run_sync(started.wait, 20)
+            for _ in range(times):
+                running.cancel()
+                await asyncio.sleep(0)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        assert closed == [True] * times
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 async def test_what_ends_a_program_is_not_wrapped(error: type[BaseException]) -> None:
     @task

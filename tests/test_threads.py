@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from daglite import current_session, current_task, gather_tasks, session, task
+from daglite import check_cancelled, current_session, current_task, gather_tasks, session, task
 from daglite.exceptions import TaskError
 
 
@@ -128,6 +128,39 @@ async def test_a_failure_in_a_thread_of_a_cancelled_caller_is_not_retried() -> N
             with pytest.raises(TaskError):
                 await work.to_thread()
     assert attempts == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_native_cancellation_waits_for_a_thread_too() -> None:
+    import asyncio
+
+    started, go_on = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    @task
+    def work() -> None:
+        started.set()
+        assert go_on.wait(20)
+        try:
+            check_cancelled()
+        except BaseException as error:
+            seen.append(type(error).__name__)
+            raise
+
+    async with session():
+        for timed in (False, True):
+            started.clear()
+            go_on.clear()
+            running = asyncio.create_task(work.with_options(timeout=30 if timed else None).to_thread())
+            await anyio.to_thread.run_sync(started.wait, 20)
+            running.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert running.done() == timed  # with a deadline it is abandoned at once
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    assert seen[0] == "ThreadCancelled"
 
 
 async def test_a_sync_task_in_a_thread_whose_caller_is_cancelled_does_not_retry_either() -> None:
