@@ -149,7 +149,7 @@ async def test_a_task_is_a_method_like_a_function() -> None:
     assert list(shelf.count.signature.parameters) == ["more"]
     assert list(inspect.signature(shelf.count).parameters) == ["more"]
     assert list(inspect.signature(Shelf.count).parameters) == ["self", "more"]
-    assert inspect.signature(AsyncTask)
+    assert inspect.signature(AsyncTask).parameters is not None
     untyped: Any = Shelf  # what type checkers make of `classmethod` objects differs
     assert untyped.name_of("!") == untyped().name_of("!") == "Shelf!"
     assert untyped.add(1, 2) == untyped().add(1, 2) == 3
