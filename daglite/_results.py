@@ -77,12 +77,19 @@ class TaskResults(Generic[R]):
                 self._window.release()
                 return self._ready.take()  # type: ignore[no-any-return]
             if self._state != "running":
-                error, self._error = self._error, None
-                if error is None:
-                    raise StopAsyncIteration
-                raise error
-            self._wake = anyio.Event()
+                self._raise_error()
+                raise StopAsyncIteration
+            if self._wake is None or self._wake.is_set():
+                self._wake = anyio.Event()  # for all that wait, should several tasks share the results
             await self._wake.wait()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # else its traceback, which holds this frame, would hold itself
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -94,14 +101,12 @@ class TaskResults(Generic[R]):
         except BaseException as caught:
             interrupted = caught
         self._state = "left"
-        error, self._error = self._error, None
-        if error is None:
-            error = interrupted if exc is None else None
-        elif isinstance(error, Exception) and exc is not None and not is_cancellation(exc):
+        if self._error is None and exc is None:
+            self._error = interrupted
+        elif isinstance(self._error, Exception) and exc is not None and not is_cancellation(exc):
             text = f"{self._fan_out.where}: what used the results failed, and calls did"
-            error = BaseExceptionGroup(text, [exc, error])
-        if error is not None:
-            raise error
+            self._error = BaseExceptionGroup(text, [exc, self._error])
+        self._raise_error()
 
     async def _work(self) -> None:
         try:

@@ -311,6 +311,25 @@ async def test_results_are_entered_once() -> None:
             await results.__aenter__()
 
 
+async def test_several_tasks_may_share_the_results() -> None:
+    got: list[int] = []
+
+    @task
+    async def slow(number: int) -> int:
+        await settle()
+        return number
+
+    async def take() -> None:
+        async for number in results:
+            got.append(number)
+
+    async with stream_tasks(slow, range(9), limit=2) as results:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(take)
+    assert sorted(got) == list(range(9))
+
+
 async def test_streams_in_streams_in_streams_finish() -> None:
     async def row(number: int) -> list[int]:
         async with stream_tasks(double, range(number), limit=1, buffer=0, ordered=True) as results:
