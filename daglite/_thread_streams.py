@@ -45,8 +45,11 @@ class Reply:
             await self._event.wait()
         except BaseException as cancellation:
             self._slot.cancelled = True
-            with anyio.CancelScope(shield=True):
-                await self._event.wait()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._event.wait()
+            finally:
+                self._slot.cancelled = False  # the close of a generator that has yielded all the same is not cancelled
             return cancellation
         return None
 

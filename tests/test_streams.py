@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import AsyncTaskStream, SyncTaskStream, current_task, gather_tasks, session, task
+from daglite import AsyncTaskStream, SyncTaskStream, check_cancelled, current_task, gather_tasks, session, task
 from daglite.events import ItemYielded, TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
 from daglite.exceptions import SessionError, TaskError
 from tests.test_events import Recorder
@@ -630,6 +630,33 @@ async def test_cancelling_a_step_in_a_thread_waits_for_it_and_closes_the_stream(
         assert scope.cancelled_caught
         assert closed == [True]
     assert seen.told == ["TaskStarted slow", "TaskCancelled slow", "SessionEnded"]
+
+
+async def test_a_cancelled_step_that_yields_all_the_same_is_closed_undisturbed() -> None:
+    started, go_on = threading.Event(), threading.Event()
+    closed: list[bool] = []
+
+    @task
+    def slow() -> Iterator[int]:
+        try:
+            started.set()
+            assert go_on.wait(20)
+            yield 1
+        finally:
+            check_cancelled()
+            closed.append(True)
+
+    async def read() -> None:
+        async for _ in slow.to_thread():
+            raise AssertionError("an item came")
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await anyio.to_thread.run_sync(started.wait, 20)
+            scope.cancel()
+            go_on.set()
+    assert closed == [True]
 
 
 async def test_a_thread_of_a_stream_that_is_dropped_outside_a_session_ends() -> None:
