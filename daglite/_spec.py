@@ -34,7 +34,7 @@ class Spec:
         available = (*self.function.parameters, "map_index")
         return placeholders(self.options.name, available, f"task {self.options.name!r}: name")
 
-    @property
+    @cached_property
     def label(self) -> str:
         """What messages call the task, whatever its calls are called."""
         return self.options.name if self.placeholders else render(self.options.name, {})

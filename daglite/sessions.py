@@ -5,29 +5,28 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 from uuid import UUID
 
 import anyio
 from anyio import get_cancelled_exc_class
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 from typing_extensions import ParamSpec, Self
 
 from . import _numbers
 from ._bus import Bus, Subscription
-from ._call import Call
 from ._context import Home, Position, Root, here, reset, set_current
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
+from ._handles import CallHandle
 from ._log import logger
 from ._metadata import new_id
 from ._options import check_backend
 from ._threads import MAX_THREADS, Threads
 from ._typing import NOT_GIVEN, NotGiven
-from .exceptions import CallCancelledError, SessionError
+from .exceptions import SessionError
 from .tasks import as_task
 
 if sys.version_info < (3, 11):
@@ -35,7 +34,9 @@ if sys.version_info < (3, 11):
 
 __all__ = ["CallHandle", "Session", "Subscription", "current_session", "session"]
 
-Subscription.__module__ = __name__  # where people find it
+for _public in (CallHandle, Subscription):
+    _public.__module__ = __name__  # where people find them
+del _public
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,70 +99,6 @@ def session(
 def current_session() -> Session | None:
     """The innermost session that the running code is in; `None` outside all sessions."""
     return here().home.session  # type: ignore[no-any-return]
-
-
-class CallHandle(Generic[R]):
-    """A background call. `await` it for its result.
-
-    Awaiting gives the function's result or raises the call's own error. The session tells of that error whether or not
-    it was caught here: to handle it, `await` the task instead of starting it.
-    """
-
-    def __init__(self, call: Call, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        self._call = call
-        self._work = work
-        self._scope = anyio.CancelScope()
-        self._done = anyio.Event()
-        self._waiting = 0
-        self._value: Any = NOT_GIVEN
-        self._error: Exception | None = None
-
-    @property
-    def id(self) -> UUID:
-        """The id of the call, as in its events."""
-        return self._call.metadata.id
-
-    def cancel(self) -> None:
-        """Cancel the call: at its next `await`, or before it has begun."""
-        self._scope.cancel()
-
-    def __await__(self) -> Generator[Any, Any, R]:
-        return self._wait().__await__()
-
-    def __repr__(self) -> str:
-        return f"<CallHandle of {self._call.metadata.name!r}>"
-
-    async def _wait(self) -> R:
-        self._waiting += 1
-        try:
-            await self._done.wait()
-        finally:
-            self._waiting -= 1
-        if self._error is not None:
-            raise self._error
-        if self._value is NOT_GIVEN:
-            raise CallCancelledError(f"the background call of task {self._call.metadata.name!r} was cancelled")
-        return self._value  # type: ignore[no-any-return]
-
-    async def _run(self) -> None:
-        """Run the call, and keep what comes of it."""
-        if self._scope.cancel_called:
-            return
-        with self._scope:
-            try:
-                self._value = await self._work()
-            except Exception as exc:
-                self._error = exc
-                raise
-
-    async def _tell(self) -> None:
-        """Wake those that wait: they hear of a failure before the session does, which it cancels."""
-        if self._error is not None and self._waiting:
-            self._done.set()
-            with anyio.CancelScope(shield=True):
-                # One step does not order two tasks on Trio; two do.
-                await checkpoint()
-                await checkpoint()
 
 
 class Session:
