@@ -28,7 +28,6 @@ class Sources:
         if not iterables:
             raise TypeError(f"{where}: there is no iterable to take arguments from")
         self._iterators = [_iterator(where, number, each) for number, each in enumerate(iterables, start=1)]
-        self._given = iterables
 
     async def take(self) -> tuple[Any, ...] | None:
         """The arguments of the next call; `None` if there are no more."""
@@ -45,10 +44,18 @@ class Sources:
 
     async def aclose(self, grace: float) -> None:
         """Close the async generators among them, which would else be left to the event loop to end."""
-        with anyio.move_on_after(grace, shield=True):
-            for iterator in self._iterators:
-                if isinstance(iterator, AsyncIterator) and hasattr(iterator, "aclose"):
-                    await iterator.aclose()
+        deadline = anyio.current_time() + grace
+        failure: Exception | None = None
+        for iterator in self._iterators:
+            if isinstance(iterator, AsyncIterator) and hasattr(iterator, "aclose"):
+                # A scope for each: one that takes too long, or fails, does not keep the next from being closed.
+                with anyio.CancelScope(deadline=deadline, shield=True):
+                    try:
+                        await iterator.aclose()
+                    except Exception as exc:
+                        failure = failure or exc
+        if failure is not None:
+            raise failure
 
 
 def _iterator(where: str, number: int, iterable: Any) -> Iterator[Any] | AsyncIterator[Any]:

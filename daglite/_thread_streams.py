@@ -94,8 +94,6 @@ class ThreadSteps(Steps):
         self.enter(what)
         try:
             reply, cancellation = await self._ask(make)
-            if isinstance(reply.error, ThreadCancelled) and cancellation is not None:
-                reply.error = cancellation  # of which the generator has heard by `check_cancelled`
             if reply.error is not None:
                 error = self.left(reply.error, thrown)
                 self._dismiss()
@@ -142,7 +140,10 @@ class ThreadSteps(Steps):
         """Have the thread do something, and wait for it."""
         reply = Reply(self._slot)
         self._requests.put((make, reply))
-        return reply, await reply.wait()
+        cancellation = await reply.wait()
+        if isinstance(reply.error, ThreadCancelled) and cancellation is not None:
+            reply.error = cancellation  # of which the generator has heard by `check_cancelled`
+        return reply, cancellation
 
     def _dismiss(self) -> None:
         """Let the thread end."""

@@ -133,11 +133,12 @@ class Session:
         self._outside: Position = here()
         outer = self._outside.home
         self._bus = Bus(self.id, outer.watcher if isinstance(outer.watcher, Bus) else None)
+        self._threads = Threads(f"session {self.name!r}'s threads", self._inherited_threads(outer))
         self._home = Home(
             self.name,
             session=self,
             watcher=self._bus,
-            threads=Threads(f"session {self.name!r}'s threads", self._inherited_threads(outer)),
+            threads=self._threads,
             grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
             backend=outer.backend if isinstance(self._backend, NotGiven) else self._backend,
             streams={},
@@ -171,8 +172,8 @@ class Session:
         self._bus.end(lasting=False)
         cancellation = await self._join(exc)
         self._home.closed = True
-        await self._close_streams()
-        stuck = await self._wait_for_threads()
+        cancellation = await self._close_streams() or cancellation
+        cancellation = await self._wait_for_threads() or cancellation
         self._state = "ended"
         self._bus.session_ended(self.name, time.perf_counter() - self._began)
         self._bus.end(lasting=True)
@@ -180,7 +181,7 @@ class Session:
         for scope in self._watchers:
             scope.deadline = deadline
         cancellation = await self._leave_group(cancellation)
-        if stuck:
+        if stuck := ", ".join(map(repr, self._threads.stuck.names())):
             text = f"session {self.name!r} has ended while threads of it still run, past their deadlines: in {stuck}"
             warnings.warn(text, ResourceWarning, stacklevel=2)
         own = exc if exc is not None and not is_cancellation(exc) else cancellation
@@ -201,13 +202,16 @@ class Session:
         cancellation = exc if is_cancellation(exc) else None
         if exc is not None:
             self._group.cancel_scope.cancel()
-        try:
-            await self._until_idle()
-        except get_cancelled_exc_class() as interrupted:
-            cancellation = cancellation or interrupted
-            self._group.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await self._until_idle()
+        shield = False
+        while self._running:
+            try:
+                with anyio.CancelScope(shield=shield):
+                    await self._until_idle()
+            except get_cancelled_exc_class() as interrupted:
+                # To a native `Task.cancel` the shield is none: it may come again, and the calls are waited for all the same.
+                cancellation = cancellation or interrupted
+                self._group.cancel_scope.cancel()
+                shield = True
         return cancellation
 
     async def _until_idle(self) -> None:
@@ -231,36 +235,51 @@ class Session:
         finally:
             self._one_less()
 
-    async def _close_streams(self) -> None:
-        """Close what is still open, oldest first: a stream that reads from another was opened before that."""
-        if self._home.streams:
-            with anyio.move_on_after(self._home.grace, shield=True) as scope:
-                for steps in list(self._home.streams):
-                    slot = steps.call.slot
-                    if slot is None or not slot.given_up:  # else it may run at this moment, and nobody is to hear of it
-                        await self._close(steps)
-            if scope.cancelled_caught:
-                text = "session %r: its streams had not closed after %g s"
-                logger().warning(text, self.name, self._home.grace)
+    async def _close_streams(self) -> BaseException | None:
+        """Close what is still open, oldest first: a stream that reads from another was opened before that.
 
-    async def _wait_for_threads(self) -> str:
+        Returns:
+            The native cancellation that came in the meantime.
+        """
+        deadline = anyio.current_time() + self._home.grace
+        cancellation: BaseException | None = None
+        for steps in list(self._home.streams or ()):
+            slot = steps.call.slot
+            if slot is not None and slot.given_up:
+                continue  # it may run at this moment, and nobody is to hear of it
+            # A scope for each: one that takes too long does not keep the next from being closed.
+            try:
+                with anyio.CancelScope(deadline=deadline, shield=True) as scope:
+                    await self._close(steps)
+            except get_cancelled_exc_class() as interrupted:
+                cancellation = cancellation or interrupted
+            if scope.cancelled_caught:
+                text = "session %r: stream %r had not closed after %g s"
+                logger().warning(text, self.name, steps.call.spec.label, self._home.grace)
+        return cancellation
+
+    async def _wait_for_threads(self) -> BaseException | None:
         """Wait for the threads that were abandoned.
 
         Returns:
-            The tasks that still run in some of them.
+            The native cancellation that came in the meantime, and ended the wait.
         """
-        threads = self._home.threads
-        if threads is None or not threads.stuck.names():
-            return ""
-        with anyio.move_on_after(self._home.grace, shield=True):
-            await threads.stuck.until_none()
-        return ", ".join(map(repr, threads.stuck.names()))
+        try:
+            with anyio.move_on_after(self._home.grace, shield=True):
+                await self._threads.stuck.until_none()
+        except get_cancelled_exc_class() as interrupted:
+            return interrupted
+        return None
 
     async def _close(self, steps: Any) -> None:
         try:
             await steps.aclose()
         except Exception:
             logger().exception("session %r: stream %r failed to close", self.name, steps.call.spec.label)
+        except BaseException as exc:
+            cancellation = self._failures.add(exc)
+            if cancellation is not None:
+                raise cancellation
 
     async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
         """Wait for the watchers.
@@ -324,8 +343,10 @@ class Session:
             if not self._group.cancel_scope.cancel_called:
                 await handle._run()
         except BaseException as exc:
-            await handle._tell()
-            cancellation = self._failures.add(exc)
+            try:
+                await handle._tell()
+            finally:  # whatever native cancellation goes through its shield
+                cancellation = self._failures.add(exc)
             if cancellation is not None:
                 raise cancellation
         finally:

@@ -250,6 +250,23 @@ async def test_an_async_generator_is_closed_when_a_call_fails() -> None:
     assert closed == [True]
 
 
+async def test_a_source_that_fails_to_close_does_not_keep_the_next_from_closing() -> None:
+    closed: list[int] = []
+
+    async def items(number: int) -> AsyncIterator[int]:
+        try:
+            while True:
+                yield number
+        finally:
+            closed.append(number)
+            if number == 1:
+                raise OSError("in the close")
+
+    with pytest.raises(OSError, match="in the close"):
+        await gather_tasks(lambda a, b, c: None, items(1), items(2), range(3))
+    assert closed == [1, 2]
+
+
 async def test_what_ends_a_program_comes_out_bare() -> None:
     class Stop(BaseException):
         pass

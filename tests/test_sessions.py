@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -371,6 +372,48 @@ async def test_sessions_of_sibling_tasks_share_nothing() -> None:
         group.start_soon(sibling, "a")
         group.start_soon(sibling, "b")
     assert sorted(seen) == [("a", True), ("b", True)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_native_cancellations_do_not_keep_a_session_from_waiting() -> None:
+    import asyncio
+
+    go_on, leaving = asyncio.Event(), asyncio.Event()
+    ended: list[str] = []
+
+    @task
+    async def stubborn() -> None:
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+        ended.append("call")
+
+    @task
+    async def rows() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            ended.append("stream")
+
+    async def run() -> None:
+        async with session() as s:
+            s.start_soon(stubborn)
+            items = rows()
+            await items.__anext__()
+            leaving.set()
+        raise AssertionError("the cancellation was lost")
+
+    running = asyncio.create_task(run())
+    await leaving.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+        running.cancel()
+    await asyncio.sleep(0)
+    assert not running.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert ended == ["call", "stream"]
 
 
 async def test_a_failing_session_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:

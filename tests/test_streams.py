@@ -377,7 +377,50 @@ async def test_a_stream_that_never_closes_is_given_up_after_grace(caplog: pytest
     async with session(name="short", grace=0.01):
         items = stuck()
         await items.__anext__()
-    assert "session 'short': its streams had not closed after 0.01 s" in caplog.text
+    assert "session 'short': stream 'stuck' had not closed after 0.01 s" in caplog.text
+
+
+async def test_a_stream_that_never_closes_does_not_keep_the_others_from_closing() -> None:
+    seen = Recorder()
+    closed: list[int] = []
+
+    @task
+    async def stuck(number: int) -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            try:
+                if number < 2:
+                    await anyio.sleep_forever()
+            finally:
+                closed.append(number)
+
+    async with session(grace=0.01) as s:
+        s.watch(seen.watch)
+        streams = [stuck(number) for number in range(4)]
+        for items in streams:
+            await items.__anext__()
+    assert closed == [0, 1, 2, 3]
+    assert [type(event) for event in seen.events[8:12]] == [TaskCancelled] * 2 + [TaskSucceeded] * 2
+
+
+async def test_what_ends_a_program_in_a_close_comes_out_of_the_session() -> None:
+    class Stop(BaseException):
+        pass
+
+    @task
+    async def stop() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            raise Stop
+
+    with pytest.raises(Stop):
+        async with session() as s:
+            handle = s.start_soon(checkpoint)
+            items = stop()
+            await items.__anext__()
+    await handle
 
 
 async def test_streams_are_closed_though_the_session_was_cancelled() -> None:
