@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import anyio
 
 from ._eventloop import Loop
 from ._log import logger
-from .events import (
-    Event,
-    ItemYielded,
-    SessionEnded,
-    SessionStarted,
-    TaskCancelled,
-    TaskFailed,
-    TaskReported,
-    TaskRetrying,
-    TaskStarted,
-    TaskSucceeded,
-)
+from .events import Event
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ._metadata import TaskMetadata
-    from ._protocols import Watched
-
-__all__ = ["Bus", "Subscription", "described"]
+__all__ = ["Bus", "Subscription"]
 
 BACKLOG = 10_000  # waiting events at which a subscriber is warned about
 
 
 class Bus:
-    """The subscriptions of a session. It makes an event of what it is told, and hands it to each of them.
+    """The subscriptions of a session, and of those around it.
 
     Args:
         session_id: The session.
@@ -45,58 +31,39 @@ class Bus:
 
     def __init__(self, session_id: UUID, outer: Bus | None) -> None:
         self.session_id: UUID = session_id
-        self.outer: Bus | None = outer
         self.loop: Loop = Loop()
-        self.subscriptions: tuple[Subscription, ...] = ()  # replaced as a whole: threads walk through it
+        self.listeners: tuple[Subscription, ...] = ()  # replaced as a whole: threads walk through it
         self.closed: bool = False  # to subscriptions that end when the session begins to end
-
-    def is_listening(self) -> bool:
-        """Whether anyone subscribes, here or to an enclosing session."""
-        return bool(self.subscriptions) or (self.outer is not None and self.outer.is_listening())
+        self._own: tuple[Subscription, ...] = ()
+        self._outer = outer
+        self._inner: list[Bus] = []
+        self.changed: Callable[[], None] | None = None  # called when somebody begins or ceases to listen
+        if outer is not None:
+            outer._inner.append(self)
+            self.listeners = outer.listeners
 
     def publish(self, event: Event) -> None:
         """Hand an event to all subscribers: at once, without waiting, from any thread."""
-        for subscription in self.subscriptions:
+        for subscription in self.listeners:
             subscription.put(event)
-        if self.outer is not None:
-            self.outer.publish(event)
 
-    def session_started(self, name: str) -> None:
-        """The session was entered."""
-        if self.is_listening():
-            self.publish(SessionStarted(self.session_id, time.time(), name))
+    def add(self, subscription: Subscription) -> None:
+        """Somebody subscribes."""
+        self._own = (*self._own, subscription)
+        self._gather()
 
-    def session_ended(self, name: str, duration: float) -> None:
-        """The session has ended after so many seconds."""
-        if self.is_listening():
-            self.publish(SessionEnded(self.session_id, time.time(), name, duration))
+    def discard(self, subscription: Subscription) -> None:
+        """Somebody does so no more."""
+        self._own = tuple(each for each in self._own if each is not subscription)
+        self._gather()
 
-    def started(self, call: Watched) -> None:
-        """A call has begun."""
-        self.publish(TaskStarted(self.session_id, time.time(), call.metadata))
-
-    def retrying(self, call: Watched, error: BaseException, delay: float) -> None:
-        """An attempt has failed, and another follows after so many seconds."""
-        self.publish(TaskRetrying(self.session_id, time.time(), call.metadata, call.attempts, delay, described(error)))
-
-    def yielded(self, call: Watched, index: int) -> None:
-        """A stream has given an item."""
-        self.publish(ItemYielded(self.session_id, time.time(), call.metadata, index))
-
-    def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
-        """A call has ended with what its function raised, if it did, or a stream was closed."""
-        duration = time.perf_counter() - call.began
-        about = self.session_id, time.time(), call.metadata, duration, call.attempts
-        if error is None:
-            self.publish(TaskSucceeded(*about, call.items, closed))
-        elif isinstance(error, Exception):
-            self.publish(TaskFailed(*about, described(error)))
-        else:
-            self.publish(TaskCancelled(*about))
-
-    def reported(self, metadata: TaskMetadata, type: str, data: Any) -> None:
-        """A call says something of itself."""
-        self.publish(TaskReported(self.session_id, time.time(), metadata, type, data))
+    def _gather(self) -> None:
+        outer = () if self._outer is None else self._outer.listeners
+        self.listeners = (*self._own, *outer)
+        if self.changed is not None:
+            self.changed()
+        for bus in self._inner:
+            bus._gather()
 
     def end(self, *, lasting: bool) -> None:
         """Let subscriptions end once they are drained.
@@ -105,9 +72,11 @@ class Bus:
             lasting: Those that last until the session has ended; else those that do not.
         """
         self.closed = True
-        for subscription in self.subscriptions:
+        for subscription in self._own:
             if subscription.lasting is lasting:
                 subscription.end()
+        if lasting and self._outer is not None:
+            self._outer._inner.remove(self)
 
 
 class Subscription:
@@ -172,7 +141,7 @@ class Subscription:
             self._send.close()
             return
         self._open = True
-        self._bus.subscriptions = (*self._bus.subscriptions, self)
+        self._bus.add(self)
 
     def put(self, event: Event) -> None:
         """Keep an event, from any thread."""
@@ -194,7 +163,7 @@ class Subscription:
         """Take no more events; those that wait are still delivered."""
         if self._open:
             self._open = False
-            self._bus.subscriptions = tuple(each for each in self._bus.subscriptions if each is not self)
+            self._bus.discard(self)
             self._send.close()
 
     def close(self) -> None:
@@ -202,11 +171,3 @@ class Subscription:
         self.end()
         self._receive.close()
         self._waiting.clear()
-
-
-def described(error: BaseException) -> str:
-    """An error as text. What a call wraps its function's error in says nothing that its event does not."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # the user's own __str__
-        return type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ._protocols import Backend, Thread
+    from ._protocols import Backend, Thread, Watcher
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -49,7 +50,6 @@ class Call:
         "_raised",
         "_refused",
         "_token",
-        "_watched",
         "args",
         "attempts",
         "backend",
@@ -59,8 +59,11 @@ class Call:
         "kwargs",
         "map_index",
         "parent",
+        "result",
+        "retries_told",
         "slot",
         "spec",
+        "watcher",
     )
 
     def __init__(
@@ -84,7 +87,9 @@ class Call:
         self.attempts: int = 0
         self.began: float = 0.0  # by `time.perf_counter`, if it is watched
         self.items: int | None = 0 if spec.function.is_generator else None
-        self._watched: bool = False
+        self.watcher: Watcher | None = None  # who was told that it began
+        self.result: Any = None  # for the watcher
+        self.retries_told: int = 0  # to the watcher
         self._metadata: TaskMetadata | None = None
         self._refused: bool = False
         self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
@@ -96,9 +101,18 @@ class Call:
             self._metadata = self._described()
         return self._metadata
 
+    @property
+    def call(self) -> Call:
+        """The call itself, for code that asks where it is."""
+        return self
+
     def __enter__(self) -> Self:
-        self.begin()
-        self._token = set_current(self)
+        self._token = set_current(self)  # before the hooks of its beginning
+        try:
+            self.begin()
+        except BaseException:
+            reset(self._token)
+            raise
         return self
 
     def __exit__(
@@ -124,13 +138,15 @@ class Call:
         if self.spec.retries:
             self._cancellations = cancellations()
         watcher = home.watcher
-        if watcher is not None and watcher.is_listening():
-            self._watched = True
+        if watcher is not None:
             self.began = time.perf_counter()
-            if self.slot is None:
-                watcher.started(self)
-            elif not self.slot.begin(self, partial(watcher.started, self)):
-                self._watched = False
+            self.watcher = watcher
+            try:
+                if not watcher.started(self):
+                    self.watcher = None
+            except BaseException as exc:  # an interrupt in a hook
+                self.end(exc)
+                raise
 
     def move_here(self) -> None:
         """Make it a call of where the running code is; a background call stays where it was started."""
@@ -141,14 +157,14 @@ class Call:
 
     def is_background(self) -> bool:
         """Whether it was started with `start_soon`."""
-        return isinstance(self.parent, Root) and self.parent.accepted
+        return isinstance(self.parent, Root) and self.parent.is_background
 
     def yielded(self) -> None:
         """Note that the stream has given an item."""
         assert self.items is not None  # it is a stream
         self.items += 1
-        if self._watched and self.home.watcher is not None:
-            self._tell(self.home.watcher.yielded, self.items - 1)
+        if self.watcher is not None:
+            self.watcher.yielded(self, self.items - 1)
 
     def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
         """Note that the call has ended.
@@ -164,24 +180,39 @@ class Call:
             failure, error = None, None
         else:
             failure, error = self._judged(exc)
-        if self._watched and self.home.watcher is not None:
-            if self.slot is None:
-                self.home.watcher.ended(self, failure, closed=closed)
-            else:
-                self.slot.end(self, partial(self.home.watcher.ended, self, failure, closed=closed))
+        watcher, self.watcher = self.watcher, None
+        if watcher is not None:
+            watcher.ended(self, failure, closed=closed)
+            self.result = None
         return error
 
-    def give_up(self) -> None:
-        """The thread that runs it was given up: for all that anybody hears, it has ended as cancelled."""
-        if self.home.watcher is not None:
-            self.home.watcher.ended(self, ThreadCancelled(), closed=False)
-        self._watched = False
+    def give_up(self, *, told: bool) -> Callable[[], None] | None:
+        """The thread that runs it was given up: for all that anybody hears, it has ended as cancelled.
 
-    def _tell(self, report: Callable[..., None], *facts: Any) -> None:
-        if self.slot is None:
-            report(self, *facts)
-        else:
-            self.slot.tell(partial(report, self, *facts))
+        Args:
+            told: Whether plugins hear of its own end already.
+
+        Returns:
+            What is to be called when the thread's state is no longer locked.
+        """
+        watcher, self.watcher = self.watcher, None
+        if watcher is None:
+            return None
+        tell_plugins = watcher.given_up(self, ThreadCancelled())
+        return None if told else tell_plugins
+
+    def surrounded(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with what plugins put around its code.
+
+        Args:
+            func: It, or what is to run in its place.
+        """
+        if self.watcher is None:
+            return func
+        activation = self.watcher.activation(self)
+        if activation is None:
+            return func
+        return partial(awaited_within if self.spec.function.is_async else called_within, activation, func)
 
     def retry_in(self, exc: Exception) -> float:
         """Seconds to wait after a failed attempt, before the next; raises the error again if there is none.
@@ -193,8 +224,8 @@ class Call:
             delay = self._delay_after(exc)
             if delay is None:
                 raise  # what the driver is handling
-            if self._watched and self.home.watcher is not None:
-                self._tell(self.home.watcher.retrying, exc, delay)
+            if self.watcher is not None:
+                self.watcher.retrying(self, exc, delay)
             return delay
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
@@ -265,7 +296,7 @@ class Call:
     def _described(self) -> TaskMetadata:
         function, options = self.spec.function, self.spec.options
         inputs = function.inputs(self.args, self.kwargs)
-        parent = self.parent.metadata
+        parent = self.parent.call
         return TaskMetadata(
             new_id(),
             self.spec.name_of(inputs, self.map_index),
@@ -273,11 +304,27 @@ class Call:
             inputs=inputs,
             description=options.description,
             map_index=self.map_index,
-            parent_id=None if parent is None else parent.id,
+            parent_id=None if parent is None else parent.metadata.id,
             is_async=function.is_async,
             is_generator=function.is_generator,
             is_background=self.is_background(),
         )
+
+
+async def awaited_within(
+    surroundings: AbstractContextManager[None], func: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Await a coroutine function inside a context manager."""
+    with surroundings:
+        return await func(*args, **kwargs)
+
+
+def called_within(
+    surroundings: AbstractContextManager[None], func: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call a function inside a context manager."""
+    with surroundings:
+        return func(*args, **kwargs)
 
 
 def add_note(exc: BaseException, note: str) -> None:

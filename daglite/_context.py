@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ._metadata import TaskMetadata
 from .exceptions import SessionError
 
 if TYPE_CHECKING:
-    from ._protocols import Thread, Watcher
+    from ._metadata import TaskMetadata
+    from ._protocols import Thread, Watched, Watcher
     from ._threads import Threads
 
 __all__ = ["OUTSIDE", "Home", "Position", "Root", "current_task", "here", "report", "reset", "set_current"]
@@ -24,21 +23,19 @@ class Home:
     Args:
         name: What the session is called.
         session: The session, for those who ask; `None` outside.
-        watcher: Who is told of the calls.
         threads: The worker threads; `None` for those of the event loop.
         grace: Seconds that cleaning up may take.
         backend: Where fan-outs run sync functions that do not say.
         streams: The open streams, oldest first, which it closes when it ends; `None` outside.
     """
 
-    __slots__ = ("backend", "closed", "grace", "leaving", "name", "session", "streams", "threads", "watcher")
+    __slots__ = ("_aside", "backend", "closed", "grace", "leaving", "name", "session", "streams", "threads", "watcher")
 
     def __init__(
         self,
         name: str = "",
         *,
         session: Any = None,
-        watcher: Watcher | None = None,
         threads: Threads | None = None,
         grace: float = GRACE,
         backend: str = "thread",
@@ -46,13 +43,39 @@ class Home:
     ) -> None:
         self.name: str = name
         self.session: Any = session
-        self.watcher: Watcher | None = watcher
+        self.watcher: Watcher | None = None  # who is told of the calls, while there is anybody
+        self._aside: Home | None = None
         self.threads: Threads | None = threads
         self.grace: float = grace
         self.backend: str = backend
         self.streams: dict[Any, None] | None = streams
         self.leaving: bool = False  # no more calls but those of running calls
         self.closed: bool = False  # no more calls
+
+    def aside(self) -> Home:
+        """The same session, for the code of hooks: nobody is told of its calls."""
+        if self._aside is None:
+            self._aside = Home(
+                self.name,
+                session=self.session,
+                threads=self.threads,
+                grace=self.grace,
+                backend=self.backend,
+                streams=self.streams,
+            )
+        return self._aside
+
+    def leave(self) -> None:
+        """Accept no more calls but those of running calls."""
+        self.leaving = True
+        if self._aside is not None:
+            self._aside.leaving = True
+
+    def close(self) -> None:
+        """Accept no more calls."""
+        self.closed = True
+        if self._aside is not None:
+            self._aside.closed = True
 
     def refuse(self, task: str, position: Position) -> None:
         """Raise if a session that is ending, or has ended, does not accept a call from there.
@@ -78,8 +101,8 @@ class Position(Protocol):
         ...
 
     @property
-    def metadata(self) -> TaskMetadata | None:
-        """The call that the code belongs to."""
+    def call(self) -> Watched | None:
+        """The innermost call that the code belongs to."""
         ...
 
     @property
@@ -89,21 +112,32 @@ class Position(Protocol):
 
 
 class Root:
-    """The position of code that is in a session but in no call of it.
+    """The position of code that is in a session but not in the function of a call of it.
 
     Args:
         home: The session.
-        metadata: The call in which the session was opened, or from which a background call was started.
-        accepted: Whether a call from here was accepted before the session began to end.
+        call: The call in which the session was opened, or from which a background call was started, or a hook called.
+        slot: The worker thread that the code runs in, or that waits for it.
+        accepted: Whether calls from here are accepted when the session has begun to end: those of hooks.
+        is_background: Whether it is where a background call is made; that was accepted when it was started.
     """
 
-    __slots__ = ("accepted", "home", "metadata", "slot")
+    __slots__ = ("accepted", "call", "home", "is_background", "slot")
 
-    def __init__(self, home: Home, metadata: TaskMetadata | None = None, *, accepted: bool = False) -> None:
+    def __init__(
+        self,
+        home: Home,
+        call: Watched | None = None,
+        slot: Thread | None = None,
+        *,
+        accepted: bool = False,
+        is_background: bool = False,
+    ) -> None:
         self.home: Home = home
-        self.slot: Thread | None = None
-        self.metadata: TaskMetadata | None = metadata
-        self.accepted: bool = accepted
+        self.call: Watched | None = call
+        self.slot: Thread | None = slot
+        self.accepted: bool = accepted or is_background
+        self.is_background: bool = is_background
 
 
 OUTSIDE = Root(Home())
@@ -126,7 +160,8 @@ def reset(token: PositionToken) -> None:
 
 def current_task() -> TaskMetadata | None:
     """The innermost call that the running code belongs to; `None` outside all calls."""
-    return here().metadata
+    call = here().call
+    return None if call is None else call.metadata
 
 
 def report(type: str, data: Any = None) -> None:
@@ -140,10 +175,6 @@ def report(type: str, data: Any = None) -> None:
         data: The thing. Subscribers get it as it is.
     """
     position = here()
-    watcher, metadata = position.home.watcher, position.metadata
-    if watcher is None or metadata is None or not watcher.is_listening():
-        return
-    if position.slot is None:
-        watcher.reported(metadata, type, data)
-    else:
-        position.slot.tell(partial(watcher.reported, metadata, type, data))
+    watcher, call = position.home.watcher, position.call
+    if watcher is not None and call is not None:
+        watcher.reported(call, position.slot, type, data)

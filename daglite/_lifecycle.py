@@ -25,10 +25,14 @@ async def run(call: Call) -> Any:
         while True:
             call.attempts += 1
             try:
-                return await attempt(call)  # only the user's function is in here
+                result = await attempt(call)  # only the user's function is in here
+                break
             except Exception as exc:  # never a cancellation, nor a group that holds one
                 delay = call.retry_in(exc)
             await pause(delay)
+        if call.watcher is not None:
+            call.result = result
+        return result
 
 
 def run_sync(call: Call) -> Any:
@@ -38,10 +42,14 @@ def run_sync(call: Call) -> Any:
         while True:
             call.attempts += 1
             try:
-                return attempt_sync(call)  # only the user's function is in here
+                result = attempt_sync(call)  # only the user's function is in here
+                break
             except Exception as exc:  # never a cancellation, nor a group that holds one
                 delay = call.retry_in(exc)
             pause_sync(call, delay)
+        if call.watcher is not None:
+            call.result = result
+        return result
 
 
 async def attempt(call: Call) -> Any:
@@ -50,11 +58,11 @@ async def attempt(call: Call) -> Any:
     if call.backend is not None:
         return await attempt_elsewhere(call, call.backend)
     if spec.timeout is None:
-        return await spec.func(*call.args, **call.kwargs)
+        return await call.surrounded(spec.func)(*call.args, **call.kwargs)
     deadline = anyio.current_time() + spec.timeout
     with anyio.CancelScope(deadline=deadline):
         # A value that arrives wins, also late, as with `anyio.fail_after`.
-        return await spec.func(*call.args, **call.kwargs)
+        return await call.surrounded(spec.func)(*call.args, **call.kwargs)
     await give_way(deadline)
     raise call.timed_out("attempt", spec.timeout)
 
@@ -63,7 +71,7 @@ def attempt_sync(call: Call) -> Any:
     """Run the function once, here and now, or in a thread if it has a deadline."""
     spec = call.spec
     if spec.timeout is None:
-        return spec.func(*call.args, **call.kwargs)
+        return call.surrounded(spec.func)(*call.args, **call.kwargs)
     try:
         return run_in_daemon(described(call), spec.timeout)
     except AttemptTimeout:
@@ -87,7 +95,7 @@ async def attempt_elsewhere(call: Call, backend: Backend) -> Any:
 def described(call: Call) -> Attempt:
     """The next execution of the function, for those who run it."""
     spec = call.spec
-    return Attempt(spec.label, spec.func, call.args, call.kwargs, spec.timeout)
+    return Attempt(spec.label, call.surrounded(spec.func), call.args, call.kwargs, spec.timeout)
 
 
 async def pause(delay: float) -> None:

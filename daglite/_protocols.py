@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,29 +19,35 @@ class Watched(Protocol):
     attempts: int
     began: float
     items: int | None
+    result: Any
+    retries_told: int
+    slot: Thread | None
 
     @property
     def metadata(self) -> TaskMetadata:
         """Who the call is."""
         ...
 
-    def give_up(self) -> None:
-        """The thread that runs it was given up: it has ended as cancelled."""
+    def give_up(self, *, told: bool) -> Callable[[], None] | None:
+        """The thread that runs it was given up: it has ended as cancelled.
+
+        Args:
+            told: Whether plugins hear of its own end already.
+
+        Returns:
+            What is to be called when the thread's state is no longer locked: plugins may do anything.
+        """
         ...
 
 
 class Watcher(Protocol):
     """Who watches calls. Nothing it is told may fail or wait."""
 
-    def is_listening(self) -> bool:
-        """Whether there is any use in telling it anything."""
+    def started(self, call: Watched) -> bool:
+        """A call has begun; false if nobody is to hear of it any more."""
         ...
 
-    def started(self, call: Watched) -> None:
-        """A call has begun."""
-        ...
-
-    def retrying(self, call: Watched, error: BaseException, delay: float) -> None:
+    def retrying(self, call: Watched, error: Exception, delay: float) -> None:
         """An attempt has failed, and another follows after so many seconds."""
         ...
 
@@ -52,8 +59,16 @@ class Watcher(Protocol):
         """A call has ended with what its function raised, if it did, or a stream was closed."""
         ...
 
-    def reported(self, metadata: TaskMetadata, type: str, data: Any) -> None:
-        """A call says something of itself."""
+    def reported(self, call: Watched, slot: Thread | None, type: str, data: Any) -> None:
+        """The code of a call, in a worker thread or not, says something of the call."""
+        ...
+
+    def given_up(self, call: Watched, error: BaseException) -> Callable[[], None]:
+        """The thread of a call was given up, and its state is locked; what is returned tells plugins of it later."""
+        ...
+
+    def activation(self, call: Watched) -> AbstractContextManager[None] | None:
+        """What surrounds the function's code; `None` if nothing does."""
         ...
 
 
@@ -64,6 +79,10 @@ class Thread(Protocol):
 
     def begin(self, call: Watched, started: Callable[[], None]) -> bool:
         """Note a call that begins in it, and tell of it; false if nobody is to hear of the call."""
+        ...
+
+    def ending(self, call: Watched) -> bool:
+        """Note that a call is about to end; false if nobody is to hear of it."""
         ...
 
     def end(self, call: Watched, ended: Callable[[], None]) -> None:

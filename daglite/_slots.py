@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._context import Home, Position, reset, set_current
 
 if TYPE_CHECKING:
-    from ._metadata import TaskMetadata
     from ._protocols import Watched
     from ._threads import Stuck
 
@@ -42,10 +41,11 @@ class Slot:
         self.cancelled: bool = False  # to be noticed by `check_cancelled`; what it does is heard all the same
         self._position = position
         self._func = func
-        self._lock = threading.Lock()  # held for the state, and to publish, which never waits
+        # Held for the state, and to publish, which never waits. Publishing may log, and logging publish.
+        self._lock = threading.RLock()
         self._state: Literal["waiting", "running", "ended"] = "waiting"
         self._stuck: Stuck | None = None  # who counts it, if it is abandoned and runs
-        self._calls: dict[Watched, None] = {}
+        self._calls: dict[Watched, bool] = {}  # what runs in it, and whether its end is being told of
         self._inner: dict[Slot, None] = {}  # threads that were started from this one, through the event loop
         self._value: Any = None
         self._error: BaseException | None = None
@@ -60,9 +60,9 @@ class Slot:
         return self
 
     @property
-    def metadata(self) -> TaskMetadata | None:
+    def call(self) -> Watched | None:
         """The call that the code belongs to."""
-        return self._position.metadata
+        return self._position.call
 
     def run(self) -> None:
         """Run the function, in the thread."""
@@ -140,10 +140,12 @@ class Slot:
         """Let nobody hear of it any more."""
         with self._lock:
             self.given_up = True
-            for call in self._calls:
-                call.give_up()
-            self._calls.clear()
+            calls, self._calls = self._calls, {}
+            last_words = [call.give_up(told=told) for call, told in calls.items()]
             inner = list(self._inner)
+        for say in last_words:
+            if say is not None:
+                say()
         for slot in inner:
             slot.give_up()
 
@@ -151,9 +153,17 @@ class Slot:
         """Note a call that begins in it, and tell of it; false if nobody is to hear of the call."""
         with self._lock:
             if not self.given_up:
-                self._calls[call] = None
+                self._calls[call] = False
                 started()
             return not self.given_up
+
+    def ending(self, call: Watched) -> bool:
+        """Note that a call is about to end; false if nobody is to hear of it."""
+        with self._lock:
+            if call not in self._calls:
+                return False
+            self._calls[call] = True
+            return True
 
     def end(self, call: Watched, ended: Callable[[], None]) -> None:
         """Note that a call has ended, and tell of it, unless the thread was given up before."""

@@ -7,6 +7,7 @@ beneath, so that it can be noticed when a stream is dropped.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from types import TracebackType, coroutine
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,7 @@ from typing_extensions import Self
 from ._call import Call
 from ._context import Position, set_current
 from ._log import logger
+from .exceptions import SessionError
 
 __all__ = ["AsyncStream", "AsyncSteps", "Steps", "SyncStream", "SyncSteps"]
 
@@ -38,6 +40,8 @@ class Steps:
         self.context: Context | None = None  # the stream's own, from when it is opened
         self.busy: bool = False
         self.ended: bool = False
+        self._surroundings: AbstractContextManager[None] | None = None  # of the generator's code, by plugins
+        self._entered = False
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__next__, generator.send, generator.throw
@@ -58,8 +62,16 @@ class Steps:
             context = self._own_context()
             self.call.move_here()
             context.run(set_current, self._position())
-            context.run(self.call.begin)
+            try:
+                context.run(self.call.begin)
+            except SessionError:
+                raise
+            except BaseException:  # an interrupt in a hook: it has begun, and ended
+                self.ended = True
+                raise
             self.context = context
+            if self.call.watcher is not None:
+                self._surroundings = self.call.watcher.activation(self.call)
             self.call.attempts = 1
             if self.call.home.streams is not None:
                 self.call.home.streams[self] = None
@@ -82,6 +94,58 @@ class Steps:
         context = self.context or self.open()
         self.busy = True
         return context
+
+    def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
+
+        Args:
+            make: Takes the step.
+        """
+        if self._surroundings is None:
+            return make
+
+        def step() -> Any:
+            try:
+                self._enter_surroundings()
+                return make()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
+
+        return step
+
+    def last(self, close: Callable[[], Any]) -> Callable[[], Any]:
+        """The close, inside the same.
+
+        Args:
+            close: Closes the generator.
+        """
+        if self._surroundings is None:
+            return close
+
+        def step() -> Any:
+            self.within(close)()
+            self._leave_surroundings(None)
+
+        return step
+
+    def _enter_surroundings(self) -> None:
+        if self._surroundings is not None and not self._entered:
+            self._entered = True
+            self._surroundings.__enter__()
+
+    def _leave_surroundings(self, exc: BaseException | None) -> None:
+        if self._surroundings is not None:
+            if isinstance(exc, (StopIteration, StopAsyncIteration)):
+                exc = None
+            self._surroundings.__exit__(None if exc is None else type(exc), exc, getattr(exc, "__traceback__", None))
+
+    def yielded(self) -> None:
+        """Note an item; who watches hears of it in the stream's own context."""
+        if self.call.watcher is None or self.context is None:
+            self.call.yielded()
+        else:
+            self.context.run(self.call.yielded)
 
     def left(self, exc: BaseException, thrown: BaseException | None = None) -> BaseException:
         """The end of a step that gave no item.
@@ -114,7 +178,11 @@ class Steps:
         self.ended = True
         if self.call.home.streams is not None:
             self.call.home.streams.pop(self, None)
-        return None if self.context is None else self.call.end(exc, closed=closed)
+        if self.context is None:
+            return None
+        if self.call.watcher is None:
+            return self.call.end(exc, closed=closed)
+        return self.context.run(self.call.end, exc, closed=closed)
 
 
 class AsyncSteps(Steps):
@@ -126,6 +194,40 @@ class AsyncSteps(Steps):
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__anext__, generator.asend, generator.athrow
+
+    def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
+
+        Args:
+            make: Gives what is to be awaited.
+        """
+        if self._surroundings is None:
+            return make
+
+        async def step() -> Any:
+            try:
+                self._enter_surroundings()
+                return await make()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
+
+        return step
+
+    def last(self, close: Callable[[], Any]) -> Callable[[], Any]:
+        """The close, inside the same.
+
+        Args:
+            close: Gives what is to be awaited.
+        """
+        if self._surroundings is None:
+            return close
+
+        async def step() -> Any:
+            await self.within(close)()
+            self._leave_surroundings(None)
+
+        return step
 
     async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
         """Take a step.
@@ -139,12 +241,12 @@ class AsyncSteps(Steps):
             raise StopAsyncIteration
         context = self.enter(what)
         try:
-            item = await in_context(context, make())
+            item = await in_context(context, self.within(make)())
         except BaseException as exc:
             raise self.left(exc, thrown)
         finally:
             self.busy = False
-        self.call.yielded()
+        self.yielded()
         return item
 
     async def aclose(self) -> None:
@@ -160,7 +262,7 @@ class AsyncSteps(Steps):
         context = self.enter("closed")
         self._closing = anyio.Event()
         try:
-            await in_context(context, self.generator.aclose())
+            await in_context(context, self.last(self.generator.aclose)())
         except BaseException as exc:
             raise self.left(exc)
         else:
@@ -185,12 +287,12 @@ class SyncSteps(Steps):
             raise StopIteration
         context = self.enter(what)
         try:
-            item = context.run(make)
+            item = context.run(self.within(make))
         except BaseException as exc:
             raise self.left(exc, thrown)
         finally:
             self.busy = False
-        self.call.yielded()
+        self.yielded()
         return item
 
     def close_now(self) -> None:
@@ -203,7 +305,7 @@ class SyncSteps(Steps):
             return
         context = self.enter("closed")
         try:
-            context.run(self.generator.close)
+            context.run(self.last(self.generator.close))
         except BaseException as exc:
             raise self.left(exc)
         else:

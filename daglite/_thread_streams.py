@@ -93,16 +93,16 @@ class ThreadSteps(Steps):
             raise StopAsyncIteration
         self.enter(what)
         try:
-            reply, cancellation = await self._ask(make)
+            reply, cancellation = await self._ask(self.within(make))
             if reply.error is not None:
-                error = self.left(reply.error, thrown)
                 self._dismiss()
+                error = self.left(reply.error, thrown)
                 raise StopAsyncIteration if isinstance(error, StopIteration) else error
             if cancellation is not None:
                 raise await self._cancelled(cancellation)
         finally:
             self.busy = False
-        self.call.yielded()
+        self.yielded()
         return reply.item
 
     async def aclose(self) -> None:
@@ -118,7 +118,7 @@ class ThreadSteps(Steps):
         self.enter("closed")
         self._closing = anyio.Event()
         try:
-            reply, cancellation = await self._ask(self.generator.close)
+            reply, cancellation = await self._ask(self.last(self.generator.close))
             self._dismiss()
             if reply.error is not None:
                 raise self.left(reply.error)
@@ -132,7 +132,7 @@ class ThreadSteps(Steps):
     async def _cancelled(self, cancellation: BaseException) -> BaseException:
         """Close the generator, and end the stream as cancelled."""
         with anyio.CancelScope(shield=True):
-            reply, _ = await self._ask(self.generator.close)
+            reply, _ = await self._ask(self.last(self.generator.close))
         self._dismiss()
         return self.left(cancellation if reply.error is None else reply.error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 from uuid import UUID
@@ -21,9 +21,11 @@ from ._context import Home, Position, Root, here, reset, set_current
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
 from ._handles import CallHandle
+from ._hooks import Hooks, name_of
 from ._log import logger
 from ._metadata import new_id
 from ._options import check_backend
+from ._reports import Reports
 from ._threads import MAX_THREADS, Threads
 from ._typing import NOT_GIVEN, NotGiven
 from .exceptions import SessionError
@@ -48,6 +50,7 @@ def session(
     grace: float | NotGiven = NOT_GIVEN,
     max_threads: int | NotGiven = NOT_GIVEN,
     backend: str | NotGiven = NOT_GIVEN,
+    plugins: Iterable[Any] = (),
 ) -> Session:
     """A scope for calls, opened with `async with`.
 
@@ -80,6 +83,9 @@ def session(
             deadlines before another call that needs a thread is refused.
         backend: Where fan-outs and `start_soon` run sync functions that do not say: `"thread"` by default, or
             `"inline"`.
+        plugins: Objects and modules with hooks, or with `async def consume(self, events)`, see `daglite.plugins`; or the
+            names that installed packages offer them under, by entry points in the group `daglite.plugins`. Those of the
+            enclosing session are there as well; each sees each call once.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -93,7 +99,9 @@ def session(
         max_threads = _numbers.whole("session: max_threads", max_threads, least=1)
     if not isinstance(backend, NotGiven):
         check_backend("session", backend)
-    return Session(name=name, grace=grace, max_threads=max_threads, backend=backend)
+    if isinstance(plugins, str) or not isinstance(plugins, Iterable):
+        raise TypeError(f"session: plugins must be a list of plugins, not {plugins!r}")
+    return Session(name=name, grace=grace, max_threads=max_threads, backend=backend, plugins=tuple(plugins))
 
 
 def current_session() -> Session | None:
@@ -116,12 +124,14 @@ class Session:
         grace: float | NotGiven,
         max_threads: int | NotGiven,
         backend: str | NotGiven,
+        plugins: Iterable[Any],
     ) -> None:
         self.id: UUID = new_id()
         self.name: str = "session" if isinstance(name, NotGiven) else name
         self._grace = grace
         self._max_threads = max_threads
         self._backend = backend
+        self._plugins = plugins
         self._state: Literal["new", "open", "leaving", "ended"] = "new"
 
     def __repr__(self) -> str:
@@ -132,17 +142,19 @@ class Session:
             raise SessionError(f"session {self.name!r} was entered before; session() makes another")
         self._outside: Position = here()
         outer = self._outside.home
-        self._bus = Bus(self.id, outer.watcher if isinstance(outer.watcher, Bus) else None)
+        enclosing = outer.session if isinstance(outer.session, Session) else None
+        hooks = Hooks(self._plugins, None if enclosing is None else enclosing._reports.hooks)
         self._threads = Threads(f"session {self.name!r}'s threads", self._inherited_threads(outer))
         self._home = Home(
             self.name,
             session=self,
-            watcher=self._bus,
             threads=self._threads,
             grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
             backend=outer.backend if isinstance(self._backend, NotGiven) else self._backend,
             streams={},
         )
+        self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
+        self._reports: Reports = Reports(self._home, self._bus, hooks)
         self._running = 0
         self._idle: anyio.Event | None = None
         self._watchers: set[anyio.CancelScope] = set()
@@ -152,10 +164,15 @@ class Session:
         self._failures.scope = self._group.cancel_scope
         self._began = time.perf_counter()
         self._state = "open"
-        root = Root(self._home, self._outside.metadata)
-        root.slot = self._outside.slot
-        self._token = set_current(root)
-        self._bus.session_started(self.name)
+        self._token = set_current(Root(self._home, self._outside.call, self._outside.slot))
+        try:
+            for plugin in hooks.own:
+                if hasattr(plugin, "consume"):
+                    self._follow(plugin.consume, f"plugin {name_of(plugin)}")
+            self._reports.session_started(self.name)
+        except BaseException as exc:  # an interrupt in a hook
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
         return self
 
     def _inherited_threads(self, outer: Home) -> int:
@@ -168,14 +185,17 @@ class Session:
     ) -> bool | None:
         reset(self._token)
         self._state = "leaving"
-        self._home.leaving = True
+        self._home.leave()
         self._bus.end(lasting=False)
         cancellation = await self._join(exc)
-        self._home.closed = True
+        self._home.close()
         cancellation = await self._close_streams() or cancellation
         cancellation = await self._wait_for_threads() or cancellation
         self._state = "ended"
-        self._bus.session_ended(self.name, time.perf_counter() - self._began)
+        try:
+            self._reports.session_ended(self.name, time.perf_counter() - self._began)
+        except BaseException as interrupt:  # in a hook
+            self._failures.add(interrupt)
         self._bus.end(lasting=True)
         deadline = anyio.current_time() + self._home.grace
         for scope in self._watchers:
@@ -332,7 +352,9 @@ class Session:
         task = as_task(func)
         position = here()
         self._check_open(f"the background call of {task.name!r}", position)
-        root = Root(self._home, position.metadata, accepted=True)
+        # From a hook of its own it is the call of a hook: watched by nobody.
+        home = position.home if position.home.session is self else self._home
+        root = Root(home, position.call, is_background=True)
         handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, parent=root))
         self._running += 1
         self._group.start_soon(self._run, handle, name=task.name)
@@ -387,25 +409,31 @@ class Session:
         if not is_coroutine_function(consumer):
             raise TypeError(f"session {self.name!r}: watch() takes a coroutine function, not {consumer!r}")
         self._check_open("watch()", None)
+        self._follow(consumer, repr(consumer))
+
+    def _follow(self, consumer: Callable[[Subscription], Awaitable[Any]], name: str) -> None:
+        """Start what watches the session, under a name for messages."""
         events = Subscription(self._bus, lasting=True)
         events.open()
         scope = anyio.CancelScope(shield=True)
         self._watchers.add(scope)
-        self._group.start_soon(self._watch, consumer, events, scope, name=f"watch {self.name}")
+        self._group.start_soon(self._watch, consumer, name, events, scope, name=f"watch {self.name}")
 
     async def _watch(
-        self, consumer: Callable[[Subscription], Awaitable[Any]], events: Subscription, scope: anyio.CancelScope
+        self,
+        consumer: Callable[[Subscription], Awaitable[Any]],
+        name: str,
+        events: Subscription,
+        scope: anyio.CancelScope,
     ) -> None:
         set_current(self._outside)
         with scope:
             try:
                 await consumer(events)
             except Exception:
-                logger().exception("session %r: %r failed to watch it", self.name, consumer)
+                logger().exception("session %r: %s failed to watch it", self.name, name)
             except get_cancelled_exc_class():
-                logger().warning(
-                    "session %r: %r had not seen all events after %g s", self.name, consumer, self._home.grace
-                )
+                logger().warning("session %r: %s had not seen all events after %g s", self.name, name, self._home.grace)
                 raise
             except BaseException as exc:
                 self._failures.add(exc)
@@ -417,7 +445,9 @@ class Session:
         """Raise if the session is not to be used, but for the running calls of one that is about to end."""
         if self._state == "new":
             raise SessionError(f"session {self.name!r}: {what} before it was entered; use it in `async with`")
-        is_running = position is not None and position.home.session is not None and not isinstance(position, Root)
+        is_running = position is not None and position.home.session is not None
+        if isinstance(position, Root):
+            is_running = position.accepted
         if self._state != "open" and not (self._state == "leaving" and is_running):
             raise SessionError(f"session {self.name!r}: {what} after it has begun to end")
         if not self._bus.loop.is_here():

@@ -331,7 +331,9 @@ async def test_a_failure_of_cleaning_up_is_told_though_the_session_was_cancelled
         ({"max_threads": 1.5}, TypeError, "session: max_threads must be a whole number, not 1.5"),
         ({"backend": "process"}, ValueError, "session: there is no backend 'process'; there are 'inline', 'thread'"),
         ({"backend": None}, TypeError, "session: backend must be a str, not None"),
-        ({"plugins": []}, TypeError, "unexpected keyword argument 'plugins'"),
+        ({"plugins": "logging"}, TypeError, "session: plugins must be a list of plugins, not 'logging'"),
+        ({"plugins": 7}, TypeError, "session: plugins must be a list of plugins, not 7"),
+        ({"settings": None}, TypeError, "unexpected keyword argument 'settings'"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -142,6 +142,6 @@ def test_wrong_uses_are_errors() -> None:
         task(retries="3")  # type: ignore[call-overload]
         load.with_options(limit=3)  # type: ignore[call-arg]
         rows.to_thread("x")  # type: ignore[attr-defined]
-        session(plugins=[])  # type: ignore[call-arg]
+        session(plugins=3)  # type: ignore[arg-type]
 
     assert callable(never)

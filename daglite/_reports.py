@@ -1,0 +1,203 @@
+"""What is told of a session and its calls: events to subscribers, hooks to plugins.
+
+A hook that reports something does so between the first event of its call and the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import _hooks
+from ._bus import Bus
+from ._context import Home, Root, reset, set_current
+from ._hooks import Activation, Hooks, Implementation
+from .events import (
+    ItemYielded,
+    SessionEnded,
+    SessionStarted,
+    TaskCancelled,
+    TaskFailed,
+    TaskReported,
+    TaskRetrying,
+    TaskStarted,
+    TaskSucceeded,
+)
+
+if TYPE_CHECKING:
+    from ._protocols import Thread, Watched
+
+__all__ = ["Reports"]
+
+
+class Reports:
+    """Tells subscribers and plugins what happens in a session.
+
+    Args:
+        home: The session.
+        bus: Its subscribers.
+        hooks: Its plugins.
+    """
+
+    def __init__(self, home: Home, bus: Bus, hooks: Hooks) -> None:
+        self.bus: Bus = bus
+        self.hooks: Hooks = hooks
+        self._home = home
+        self._before = hooks.of("before_node_execute")
+        self._after = hooks.of("after_node_execute")
+        self._error = hooks.of("on_node_error")
+        self._cancelled = hooks.of("on_node_cancelled")
+        self._before_retry = hooks.of("before_node_retry")
+        self._after_retry = hooks.of("after_node_retry")
+        self._iteration = hooks.of("node_iteration")
+        self._activate = hooks.of("activate")
+        self._has_hooks: bool = any("session" not in each.hook for each in hooks.implementations)
+        bus.changed = self._listen
+        self._listen()
+
+    def _listen(self) -> None:
+        """Let the calls of the session be watched, if there is anybody who wants to hear of them."""
+        self._home.watcher = self if self._has_hooks or self.bus.listeners else None
+
+    def session_started(self, name: str) -> None:
+        """The session was entered."""
+        if self.bus.listeners:
+            self.bus.publish(SessionStarted(self.bus.session_id, time.time(), name))
+        _hooks.call(self.hooks.of("before_session_start"), {"session_id": self.bus.session_id})
+
+    def session_ended(self, name: str, duration: float) -> None:
+        """The session has ended after so many seconds."""
+        facts = {"session_id": self.bus.session_id, "duration": duration}
+        try:
+            _hooks.call(self.hooks.of("after_session_end"), facts)
+        finally:
+            if self.bus.listeners:
+                self.bus.publish(SessionEnded(self.bus.session_id, time.time(), name, duration))
+
+    def started(self, call: Watched) -> bool:
+        """A call has begun; false if nobody is to hear of it any more."""
+        slot = call.slot
+        if slot is None:
+            self._publish_started(call)
+        elif not slot.begin(call, partial(self._publish_started, call)):
+            return False
+        self._fire(self._before, call)
+        return True
+
+    def _publish_started(self, call: Watched) -> None:
+        if self.bus.listeners:
+            self.bus.publish(TaskStarted(self.bus.session_id, time.time(), call.metadata))
+
+    def retrying(self, call: Watched, error: Exception, delay: float) -> None:
+        """An attempt has failed, and another follows after so many seconds."""
+        attempt = call.attempts
+        self._retried(call, succeeded=False)
+        if self.bus.listeners:
+            event = TaskRetrying(self.bus.session_id, time.time(), call.metadata, attempt, delay, described(error))
+            self._tell(call.slot, partial(self.bus.publish, event))
+        self._fire(self._before_retry, call, attempt=attempt, error=error)
+
+    def _retried(self, call: Watched, *, succeeded: bool) -> None:
+        """A retry has ended, if the last attempt was one and nobody was told."""
+        retry = call.attempts - 1
+        if retry > call.retries_told:
+            call.retries_told = retry
+            self._fire(self._after_retry, call, attempt=retry, succeeded=succeeded)
+
+    def yielded(self, call: Watched, index: int) -> None:
+        """A stream has given an item."""
+        if self.bus.listeners:
+            event = ItemYielded(self.bus.session_id, time.time(), call.metadata, index)
+            self._tell(call.slot, partial(self.bus.publish, event))
+        self._fire(self._iteration, call, index=index)
+
+    def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
+        """A call has ended with what its function raised, if it did, or a stream was closed."""
+        duration = time.perf_counter() - call.began
+        slot = call.slot
+        try:
+            if self._has_hooks and (slot is None or slot.ending(call)):
+                self._retried(call, succeeded=error is None)
+                self._fire_end(call, error, duration)
+        finally:
+            if slot is None:
+                self._publish_end(call, error, duration, closed)
+            else:
+                slot.end(call, partial(self._publish_end, call, error, duration, closed))
+
+    def given_up(self, call: Watched, error: BaseException) -> Callable[[], None]:
+        """The thread of a call was given up, and its state is locked; what is returned tells plugins of it later."""
+        duration = time.perf_counter() - call.began
+        self._publish_end(call, error, duration, closed=False)
+        return partial(self._fire_end, call, error, duration)
+
+    def _fire_end(self, call: Watched, error: BaseException | None, duration: float) -> None:
+        if error is None:
+            self._fire(self._after, call, result=call.result, duration=duration)
+        elif isinstance(error, Exception):
+            self._fire(self._error, call, error=error, duration=duration)
+        else:
+            self._fire(self._cancelled, call, duration=duration)
+
+    def _publish_end(self, call: Watched, error: BaseException | None, duration: float, closed: bool) -> None:
+        if not self.bus.listeners:
+            return
+        about = self.bus.session_id, time.time(), call.metadata, duration, call.attempts
+        if error is None:
+            self.bus.publish(TaskSucceeded(*about, call.items, closed))
+        elif isinstance(error, Exception):
+            self.bus.publish(TaskFailed(*about, described(error)))
+        else:
+            self.bus.publish(TaskCancelled(*about))
+
+    def reported(self, call: Watched, slot: Thread | None, type: str, data: Any) -> None:
+        """The code of a call, in a worker thread or not, says something of the call."""
+        if self.bus.listeners:
+            event = TaskReported(self.bus.session_id, time.time(), call.metadata, type, data)
+            self._tell(slot, partial(self.bus.publish, event))
+
+    def activation(self, call: Watched) -> AbstractContextManager[None] | None:
+        """What surrounds the function's code; `None` if nothing does."""
+        return Activation(self._activate, call.metadata) if self._activate else None
+
+    def _tell(self, slot: Thread | None, publish: Callable[[], None]) -> None:
+        if slot is None:
+            publish()
+        else:
+            slot.tell(publish)
+
+    def _fire(self, implementations: tuple[Implementation, ...], call: Watched, **facts: Any) -> None:
+        """Call a hook for a call, from whose thread nobody has been released."""
+        if not implementations:
+            return
+        # In the call, but aside: the calls that hooks make are watched by nobody, least of all by these hooks.
+        token = set_current(Root(self._home.aside(), call, call.slot, accepted=True))
+        try:
+            _hooks.call(implementations, {**facts, "metadata": call.metadata, "reporter": CallReporter(self, call)})
+        finally:
+            reset(token)
+
+
+class CallReporter:
+    """What hooks report through, in the name of a call."""
+
+    __slots__ = ("_call", "_reports")
+
+    def __init__(self, reports: Reports, call: Watched) -> None:
+        self._reports = reports
+        self._call = call
+
+    def report(self, type: str, data: Any = None) -> None:
+        """Publish a `TaskReported` of the call; see `daglite.plugins.Reporter`."""
+        self._reports.reported(self._call, self._call.slot, type, data)
+
+
+def described(error: BaseException) -> str:
+    """An error as text. What a call wraps its function's error in says nothing that its event does not."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # the user's own __str__
+        return type(error).__name__
