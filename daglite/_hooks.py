@@ -229,7 +229,7 @@ def refuse_what_is_not_called(where: str, implementation: Any) -> None:
         raise TypeError(
             f"{where} is async, and nobody would await it; write a plain function, or `async def consume(self, events)`"
         )
-    if implementation.wrapper or implementation.hookwrapper or inspect.isgeneratorfunction(function):
+    if implementation.wrapper or implementation.hookwrapper or inspect.isgeneratorfunction(implementation.function):
         raise TypeError(f"{where} is a wrapper, but hooks only observe; write a plain function")
     try:
         inspect.signature(implementation.function).bind(*implementation.argnames)

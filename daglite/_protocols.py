@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from logging import LogRecord
+
     from ._metadata import TaskMetadata
 
 __all__ = ["Attempt", "AttemptRefused", "AttemptTimeout", "Backend", "Thread", "Watched", "Watcher"]
@@ -61,6 +63,10 @@ class Watcher(Protocol):
 
     def reported(self, call: Watched, slot: Thread | None, type: str, data: Any) -> None:
         """The code of a call, in a worker thread or not, says something of the call."""
+        ...
+
+    def logged(self, call: Watched | None, slot: Thread | None, record: LogRecord) -> None:
+        """The code of a call, or of the session outside of calls, has logged something."""
         ...
 
     def given_up(self, call: Watched, error: BaseException) -> Callable[[], None]:

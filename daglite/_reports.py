@@ -17,6 +17,7 @@ from ._context import Home, Root, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
 from .events import (
     ItemYielded,
+    LogRecorded,
     SessionEnded,
     SessionStarted,
     TaskCancelled,
@@ -28,6 +29,8 @@ from .events import (
 )
 
 if TYPE_CHECKING:
+    from logging import LogRecord
+
     from ._protocols import Thread, Watched
 
 __all__ = ["Reports"]
@@ -159,6 +162,21 @@ class Reports:
             event = TaskReported(self.bus.session_id, time.time(), call.metadata, type, data)
             self._tell(slot, partial(self.bus.publish, event))
 
+    def logged(self, call: Watched | None, slot: Thread | None, record: LogRecord) -> None:
+        """The code of a call, or of the session outside of calls, has logged something."""
+        if self.bus.listeners:
+            error = record.exc_info and record.exc_info[1]
+            event = LogRecorded(
+                self.bus.session_id,
+                record.created,
+                None if call is None else call.metadata,
+                record.name,
+                record.levelno,
+                message_of(record),
+                described(error) if error else None,
+            )
+            self._tell(slot, partial(self.bus.publish, event))
+
     def activation(self, call: Watched) -> AbstractContextManager[None] | None:
         """What surrounds the function's code; `None` if nothing does."""
         return Activation(self._activate, call.metadata) if self._activate else None
@@ -193,6 +211,14 @@ class CallReporter:
     def report(self, type: str, data: Any = None) -> None:
         """Publish a `TaskReported` of the call; see `daglite.plugins.Reporter`."""
         self._reports.reported(self._call, self._call.slot, type, data)
+
+
+def message_of(record: LogRecord) -> str:
+    """What is logged as text; what cannot be formatted is for the handlers of the record to complain of."""
+    try:
+        return record.getMessage()
+    except Exception:
+        return f"<a message of {record.name} that could not be formatted>"
 
 
 def described(error: BaseException) -> str:

@@ -124,7 +124,11 @@ class Steps:
             return close
 
         def step() -> Any:
-            self.within(close)()
+            try:
+                close()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
             self._leave_surroundings(None)
 
         return step
@@ -224,7 +228,11 @@ class AsyncSteps(Steps):
             return close
 
         async def step() -> Any:
-            await self.within(close)()
+            try:
+                await close()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
             self._leave_surroundings(None)
 
         return step

@@ -15,6 +15,7 @@ from ._metadata import TaskMetadata
 __all__ = [
     "Event",
     "ItemYielded",
+    "LogRecorded",
     "SessionEnded",
     "SessionStarted",
     "TaskCancelled",
@@ -162,3 +163,22 @@ class TaskReported(TaskEvent):
 
     type: str
     data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecorded(Event):
+    """Something was logged in the session, which has a `LoggingPlugin`.
+
+    Args:
+        metadata: The call that it was logged in; `None` if it was in none.
+        logger: The name of the logger.
+        level: The level, as a number of the `logging` module.
+        message: The message, its arguments filled in.
+        error: The text of the error that was logged with it, its type and message; `None` if there was none.
+    """
+
+    metadata: TaskMetadata | None
+    logger: str
+    level: int
+    message: str
+    error: str | None = None

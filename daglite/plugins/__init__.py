@@ -6,9 +6,10 @@ subscription of its own, as `Session.watch` gives it.
 """
 
 from daglite._hookspecs import HookSpecs, Reporter, hook_impl
+from daglite.plugins._logging import LoggingPlugin
 
-__all__ = ["HookSpecs", "Reporter", "hook_impl"]
+__all__ = ["HookSpecs", "LoggingPlugin", "Reporter", "hook_impl"]
 
-for _public in (HookSpecs, Reporter):
+for _public in (HookSpecs, LoggingPlugin, Reporter):
     _public.__module__ = __name__
 del _public
