@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from .events import Event
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ._protocols import Watched
 
 __all__ = ["Bus", "Subscription"]
 
@@ -42,10 +45,15 @@ class Bus:
             outer._inner.append(self)
             self.listeners = outer.listeners
 
-    def publish(self, event: Event) -> None:
-        """Hand an event to all subscribers: at once, without waiting, from any thread."""
+    def publish(self, event: Event, call: Watched | None = None) -> None:
+        """Hand an event to all subscribers: at once, without waiting, from any thread.
+
+        Args:
+            event: The event.
+            call: The call that it is about; `None` if it is about none.
+        """
         for subscription in self.listeners:
-            subscription.put(event)
+            subscription.put(event, call)
 
     def add(self, subscription: Subscription) -> None:
         """Somebody subscribes."""
@@ -83,16 +91,24 @@ class Subscription:
     """The events of a session, in the order in which they were published: `async with`, then `async for`.
 
     Whatever is published from then on is kept until it is taken, without a limit: once 10,000 events wait, a warning is
-    logged. Events wait in a deque, and the memory object stream carries that: one wake-up serves all that wait.
+    logged. With `max_buffer` the oldest give way to new ones, and are counted.
 
-    Args:
-        bus: Whose events.
-        lasting: Whether it lasts until the session has ended, and not only until it begins to end.
+    Attributes:
+        dropped: How many events gave way to newer ones, and were never taken.
     """
 
-    def __init__(self, bus: Bus, *, lasting: bool = False) -> None:
-        self.lasting: bool = lasting
+    # Events wait in a deque, and the memory object stream carries that: one wake-up serves all that wait, where an
+    # event by itself costs twenty times as much.
+
+    def __init__(
+        self, bus: Bus, *, lasting: bool = False, max_buffer: int | None = None, under: UUID | None = None
+    ) -> None:
+        self.dropped: int = 0
+        self.lasting: bool = lasting  # until the session has ended, and not only until it begins to end
         self._bus = bus
+        self._max_buffer = max_buffer
+        self._under = under
+        self._lock = threading.Lock()
         self._waiting: deque[Event] = deque()
         self._woken = False
         self._warned = False
@@ -143,15 +159,35 @@ class Subscription:
         self._open = True
         self._bus.add(self)
 
-    def put(self, event: Event) -> None:
-        """Keep an event, from any thread."""
-        self._waiting.append(event)
+    def put(self, event: Event, call: Watched | None) -> None:
+        """Keep an event, from any thread.
+
+        Args:
+            event: The event.
+            call: The call that it is about.
+        """
+        if self._under is not None and not is_under(call, self._under):
+            return
+        if self._max_buffer is None:
+            self._waiting.append(event)
+        else:
+            self._put_bounded(event, self._max_buffer)
         if not self._woken:
             self._woken = True
             self._bus.loop.run(self._wake)
         if len(self._waiting) >= BACKLOG and not self._warned:
             self._warned = True
             logger().warning("%d events wait for a subscriber, which takes them too slowly or not at all", BACKLOG)
+
+    def _put_bounded(self, event: Event, limit: int) -> None:
+        with self._lock:
+            if len(self._waiting) >= limit:
+                try:
+                    self._waiting.popleft()
+                    self.dropped += 1
+                except IndexError:  # it was taken in this moment
+                    pass
+            self._waiting.append(event)
 
     def _wake(self) -> None:
         try:
@@ -171,3 +207,12 @@ class Subscription:
         self.end()
         self._receive.close()
         self._waiting.clear()
+
+
+def is_under(call: Watched | None, id: UUID) -> bool:
+    """Whether a call has that id, or was begun by one that has, or by one that was."""
+    while call is not None:
+        if call.metadata.id == id:
+            return True
+        call = call.caller
+    return False

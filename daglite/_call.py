@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ._context import Home, Position, Root, here, reset, set_current
 from ._eventloop import cancellations, is_being_cancelled
-from ._metadata import TaskMetadata, new_id
+from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
 from ._slots import ThreadCancelled
 from ._spec import Spec
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ._protocols import Backend, Thread, Watcher
+    from ._protocols import Backend, Thread, Watched, Watcher
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -58,12 +58,12 @@ class Call:
         "items",
         "kwargs",
         "map_index",
+        "muted",
         "parent",
         "result",
         "retries_told",
         "slot",
         "spec",
-        "watcher",
     )
 
     def __init__(
@@ -87,7 +87,7 @@ class Call:
         self.attempts: int = 0
         self.began: float = 0.0  # by `time.perf_counter`, if it is watched
         self.items: int | None = 0 if spec.function.is_generator else None
-        self.watcher: Watcher | None = None  # who was told that it began
+        self.muted: bool = False  # nobody is to hear of it any more
         self.result: Any = None  # for the watcher
         self.retries_told: int = 0  # to the watcher
         self._metadata: TaskMetadata | None = None
@@ -98,13 +98,42 @@ class Call:
     def metadata(self) -> TaskMetadata:
         """Who the call is; made when something asks for it."""
         if self._metadata is None:
-            self._metadata = self._described()
+            parent = self.parent.call
+            draft: Draft = tuple.__new__(  # a third of what it costs to call the class
+                Draft,
+                (
+                    new_number(),
+                    self.spec,
+                    self.args,
+                    self.kwargs,
+                    self.map_index,
+                    "inline" if self.backend is None else self.backend.name,
+                    None if parent is None else number_of(parent.metadata),
+                    self.is_background(),
+                    self.home.redact,
+                ),
+            )
+            metadata = drafted(draft)
+            if self.spec.placeholders:
+                metadata.name  # noqa: B018 - made now: what it is made of may change
+            if self._metadata is None:  # else another thread was quicker, and it has one id
+                self._metadata = metadata
         return self._metadata
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Who is to hear of it; whoever began to listen while it runs hears how it ends."""
+        return None if self.muted else self.home.watcher
 
     @property
     def call(self) -> Call:
         """The call itself, for code that asks where it is."""
         return self
+
+    @property
+    def caller(self) -> Watched | None:
+        """The call that makes it."""
+        return self.parent.call
 
     def __enter__(self) -> Self:
         self._token = set_current(self)  # before the hooks of its beginning
@@ -137,16 +166,24 @@ class Call:
             home.refuse(self.spec.label, self.parent)
         if self.spec.retries:
             self._cancellations = cancellations()
+        books = home.books
+        if books is None:
+            return
+        self.began = time.perf_counter()
+        books.live[self] = None
+        next(books.begun)
         watcher = home.watcher
-        if watcher is not None:
-            self.began = time.perf_counter()
-            self.watcher = watcher
-            try:
-                if not watcher.started(self):
-                    self.watcher = None
-            except BaseException as exc:  # an interrupt in a hook
-                self.end(exc)
-                raise
+        try:
+            if watcher is not None:
+                heard = watcher.started(self)
+            else:
+                heard = self.slot is None or self.slot.begin(self, _nothing)
+            if not heard:  # it is in a thread that was given up
+                self.muted = True
+                books.forget(self)
+        except BaseException as exc:  # an interrupt in a hook
+            self.end(exc)
+            raise
 
     def move_here(self) -> None:
         """Make it a call of where the running code is; a background call stays where it was started."""
@@ -163,8 +200,9 @@ class Call:
         """Note that the stream has given an item."""
         assert self.items is not None  # it is a stream
         self.items += 1
-        if self.watcher is not None:
-            self.watcher.yielded(self, self.items - 1)
+        watcher = self.watcher
+        if watcher is not None:
+            watcher.yielded(self, self.items - 1)
 
     def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
         """Note that the call has ended.
@@ -180,10 +218,17 @@ class Call:
             failure, error = None, None
         else:
             failure, error = self._judged(exc)
-        watcher, self.watcher = self.watcher, None
-        if watcher is not None:
-            watcher.ended(self, failure, closed=closed)
-            self.result = None
+        books = self.home.books
+        if books is not None:
+            watcher = self.watcher
+            try:
+                if watcher is not None:
+                    watcher.ended(self, failure, closed=closed)
+                    self.result = None
+                elif self.slot is not None:
+                    self.slot.end(self, _nothing)
+            finally:
+                books.end(self, failure)
         return error
 
     def give_up(self, *, told: bool) -> Callable[[], None] | None:
@@ -195,10 +240,12 @@ class Call:
         Returns:
             What is to be called when the thread's state is no longer locked.
         """
-        watcher, self.watcher = self.watcher, None
-        if watcher is None:
-            return None
-        tell_plugins = watcher.given_up(self, ThreadCancelled())
+        watcher = self.watcher
+        self.muted = True
+        cancellation = ThreadCancelled()
+        tell_plugins = None if watcher is None else watcher.given_up(self, cancellation)
+        if self.home.books is not None:
+            self.home.books.end(self, cancellation)
         return None if told else tell_plugins
 
     def surrounded(self, func: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,9 +254,10 @@ class Call:
         Args:
             func: It, or what is to run in its place.
         """
-        if self.watcher is None:
+        watcher = self.home.watcher
+        if watcher is None:
             return func
-        activation = self.watcher.activation(self)
+        activation = watcher.activation(self)
         if activation is None:
             return func
         return partial(awaited_within if self.spec.function.is_async else called_within, activation, func)
@@ -224,8 +272,9 @@ class Call:
             delay = self._delay_after(exc)
             if delay is None:
                 raise  # what the driver is handling
-            if self.watcher is not None:
-                self.watcher.retrying(self, exc, delay)
+            watcher = self.watcher
+            if watcher is not None:
+                watcher.retrying(self, exc, delay)
             return delay
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
@@ -293,22 +342,9 @@ class Call:
         number, what = (self.attempts, "attempt") if self.items is None else (self.items, "item")
         return f"1 {what}" if number == 1 else f"{number} {what}s"
 
-    def _described(self) -> TaskMetadata:
-        function, options = self.spec.function, self.spec.options
-        inputs = function.inputs(self.args, self.kwargs)
-        parent = self.parent.call
-        return TaskMetadata(
-            new_id(),
-            self.spec.name_of(inputs, self.map_index),
-            "inline" if self.backend is None else self.backend.name,
-            inputs=inputs,
-            description=options.description,
-            map_index=self.map_index,
-            parent_id=None if parent is None else parent.metadata.id,
-            is_async=function.is_async,
-            is_generator=function.is_generator,
-            is_background=self.is_background(),
-        )
+
+def _nothing() -> None:
+    """Told to a thread of a call that nobody watches."""
 
 
 async def awaited_within(

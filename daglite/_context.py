@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from .exceptions import SessionError
 
 if TYPE_CHECKING:
-    from ._metadata import TaskMetadata
+    from ._books import Books
+    from ._metadata import Redact, TaskMetadata
     from ._protocols import Thread, Watched, Watcher
     from ._threads import Threads
 
@@ -27,9 +28,24 @@ class Home:
         grace: Seconds that cleaning up may take.
         backend: Where fan-outs run sync functions that do not say.
         streams: The open streams, oldest first, which it closes when it ends; `None` outside.
+        redact: What leaves of the arguments of calls what may be shown.
+        books: The calls that run, and the counts of others; `None` outside.
     """
 
-    __slots__ = ("_aside", "backend", "closed", "grace", "leaving", "name", "session", "streams", "threads", "watcher")
+    __slots__ = (
+        "_aside",
+        "backend",
+        "books",
+        "closed",
+        "grace",
+        "leaving",
+        "name",
+        "redact",
+        "session",
+        "streams",
+        "threads",
+        "watcher",
+    )
 
     def __init__(
         self,
@@ -40,6 +56,8 @@ class Home:
         grace: float = GRACE,
         backend: str = "thread",
         streams: dict[Any, None] | None = None,
+        redact: Redact | None = None,
+        books: Books | None = None,
     ) -> None:
         self.name: str = name
         self.session: Any = session
@@ -49,6 +67,8 @@ class Home:
         self.grace: float = grace
         self.backend: str = backend
         self.streams: dict[Any, None] | None = streams
+        self.redact: Redact | None = redact
+        self.books: Books | None = books
         self.leaving: bool = False  # no more calls but those of running calls
         self.closed: bool = False  # no more calls
 
@@ -62,6 +82,8 @@ class Home:
                 grace=self.grace,
                 backend=self.backend,
                 streams=self.streams,
+                redact=self.redact,
+                books=self.books,
             )
         return self._aside
 

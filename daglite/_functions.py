@@ -9,6 +9,8 @@ from inspect import Parameter, Signature
 from types import MappingProxyType, MethodType
 from typing import Any
 
+from ._typing import NOT_GIVEN, NotGiven
+
 __all__ = ["Function", "function_of", "is_coroutine_function", "is_plain"]
 
 
@@ -29,6 +31,7 @@ class Function:
 
     # No dataclass: one is made whenever a method is taken from its object.
     __slots__ = (
+        "_plain",
         "_signature",
         "args",
         "binding",
@@ -63,6 +66,7 @@ class Function:
         self.kwargs: Mapping[str, Any] = kwargs
         self.owner: Any = owner
         self._signature: Signature | None = None
+        self._plain: tuple[int, dict[str, Any]] | NotGiven | None = NOT_GIVEN  # found out when something asks
 
     @property
     def signature(self) -> Signature:
@@ -111,6 +115,24 @@ class Function:
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by parameter name, with defaults and fixed ones, without `self`."""
+        plain = self._plain_parameters()
+        if plain is not None and not kwargs and plain[0] <= len(args) <= len(plain[1]):
+            return {**plain[1], **dict(zip(plain[1], args, strict=False))}  # most calls, at a tenth of the cost
+        return self._bound_inputs(args, kwargs)
+
+    def _plain_parameters(self) -> tuple[int, dict[str, Any]] | None:
+        """How many arguments there must be, and the parameters with their defaults, if all are of the plain kind."""
+        if self._plain is NOT_GIVEN:
+            parameters = self.whole.parameters
+            is_simple = not self.args and not self.kwargs and self.owner is None
+            if is_simple and all(each.kind is Parameter.POSITIONAL_OR_KEYWORD for each in parameters.values()):
+                defaults = {name: each.default for name, each in parameters.items()}
+                self._plain = sum(each is Parameter.empty for each in defaults.values()), defaults
+            else:
+                self._plain = None
+        return self._plain  # type: ignore[return-value]
+
+    def _bound_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         try:
             bound = self.whole.bind(*self.args, *args, **{**self.kwargs, **kwargs})
         except TypeError:

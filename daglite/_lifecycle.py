@@ -30,7 +30,7 @@ async def run(call: Call) -> Any:
             except Exception as exc:  # never a cancellation, nor a group that holds one
                 delay = call.retry_in(exc)
             await pause(delay)
-        if call.watcher is not None:
+        if call.home.watcher is not None:
             call.result = result
         return result
 
@@ -47,7 +47,7 @@ def run_sync(call: Call) -> Any:
             except Exception as exc:  # never a cancellation, nor a group that holds one
                 delay = call.retry_in(exc)
             pause_sync(call, delay)
-        if call.watcher is not None:
+        if call.home.watcher is not None:
             call.result = result
         return result
 

@@ -4,23 +4,104 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
-__all__ = ["TaskMetadata", "new_id"]
+from ._log import logger
+
+__all__ = ["Draft", "Redact", "TaskMetadata", "drafted", "new_id", "new_number", "number_of"]
+
+Redact = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class Described(Protocol):
+    """What is read of a task."""
+
+    is_async: bool
+    is_generator: bool
+    description: str | None
+
+    def inputs_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by parameter name."""
+        ...
+
+    def name_of(self, inputs: Callable[[], Mapping[str, Any]], map_index: int | None) -> str:
+        """The name of a call."""
+        ...
+
+
+class Draft(NamedTuple):
+    """What a `TaskMetadata` is made of when something asks for it: most of them are never read as a whole."""
+
+    number: int
+    spec: Described
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    map_index: int | None
+    backend: str
+    parent: int | None
+    is_background: bool
+    redact: Redact | None
+
+    def made(self, name: str) -> Any:
+        """The value of one field."""
+        spec = self.spec
+        match name:
+            case "id":
+                return UUID(int=self.number)
+            case "name":
+                return spec.name_of(self.values, self.map_index)
+            case "inputs":
+                return self.inputs()
+            case "parent_id":
+                return None if self.parent is None else UUID(int=self.parent)
+            case "backend" | "map_index" | "is_background":
+                return getattr(self, name)
+            case _:
+                return getattr(spec, name)
+
+    def inputs(self) -> Mapping[str, Any]:
+        """The arguments as they may be shown."""
+        inputs = self.spec.inputs_of(self.args, self.kwargs)
+        return inputs if self.redact is None else redacted(self.redact, inputs)
+
+    def values(self) -> Mapping[str, Any]:
+        """What the placeholders of the name stand for."""
+        inputs = self.spec.inputs_of(self.args, self.kwargs)
+        return inputs if self.redact is None else {**dict.fromkeys(inputs, HIDDEN), **redacted(self.redact, inputs)}
+
+
+HIDDEN = "<redacted>"
+
+
+def redacted(redact: Redact, inputs: dict[str, Any]) -> Mapping[str, Any]:
+    """What the function of the settings leaves of the arguments; nothing, if it fails."""
+    try:
+        return dict(redact(inputs))
+    except Exception:
+        logger().exception("the function that redacts inputs failed: %r", redact)
+        return dict.fromkeys(inputs, HIDDEN)
+
+
+class Lazy:
+    """A place for the draft of an object whose fields are not yet set."""
+
+    __slots__ = ("_draft",)
+
+    _draft: Draft
 
 
 @dataclass(frozen=True, slots=True)
-class TaskMetadata:
+class TaskMetadata(Lazy):
     """One call of a task, described.
 
     Args:
         id: Different for every call.
         name: The task's name with its placeholders filled in.
         backend: Where the function runs: `"inline"`, in the caller's own task or thread, or `"thread"`.
-        inputs: The arguments by parameter name, defaults included, `self` left out.
+        inputs: The arguments by parameter name, defaults included, `self` left out, as `Settings.redact` leaves them.
         description: What the task says it does.
         map_index: The call's position in its fan-out, from 0; `None` outside one.
         parent_id: The call that made this one; `None` at the top.
@@ -39,6 +120,37 @@ class TaskMetadata:
     is_async: bool = field(default=False, kw_only=True)
     is_generator: bool = field(default=False, kw_only=True)
     is_background: bool = field(default=False, kw_only=True)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A field that is not set yet: made now, and kept."""
+            if name not in FIELDS:
+                raise AttributeError(f"a TaskMetadata has no {name!r}")
+            value = self._draft.made(name)
+            object.__setattr__(self, name, value)
+            return value
+
+
+FIELDS = frozenset(each.name for each in fields(TaskMetadata))
+
+_new = object.__new__
+_set_draft = vars(Lazy)["_draft"].__set__  # by the descriptor of the slot, for the class is frozen
+
+
+def drafted(draft: Draft) -> TaskMetadata:
+    """A description whose fields are made when they are read."""
+    metadata = _new(TaskMetadata)
+    _set_draft(metadata, draft)
+    return metadata
+
+
+def number_of(metadata: TaskMetadata) -> int:
+    """The id as a number, without making it for that."""
+    try:
+        return metadata._draft.number
+    except AttributeError:  # it was made whole
+        return metadata.id.int
 
 
 class _Ids:
@@ -60,6 +172,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_ids.restart)
 
 
+def new_number() -> int:
+    """An id, as a number, that no other call or session has, in this process or another."""
+    return next(_ids.numbers)
+
+
 def new_id() -> UUID:
     """An id that no other call or session has, in this process or another."""
-    return UUID(int=next(_ids.numbers))
+    return UUID(int=new_number())

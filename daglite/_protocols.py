@@ -30,6 +30,11 @@ class Watched(Protocol):
         """Who the call is."""
         ...
 
+    @property
+    def caller(self) -> Watched | None:
+        """The call that makes it."""
+        ...
+
     def give_up(self, *, told: bool) -> Callable[[], None] | None:
         """The thread that runs it was given up: it has ended as cancelled.
 

@@ -92,7 +92,7 @@ class Reports:
 
     def _publish_started(self, call: Watched) -> None:
         if self.bus.listeners:
-            self.bus.publish(TaskStarted(self.bus.session_id, time.time(), call.metadata))
+            self.bus.publish(TaskStarted(self.bus.session_id, time.time(), call.metadata), call)
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:
         """An attempt has failed, and another follows after so many seconds."""
@@ -100,7 +100,7 @@ class Reports:
         self._retried(call, succeeded=False)
         if self.bus.listeners:
             event = TaskRetrying(self.bus.session_id, time.time(), call.metadata, attempt, delay, described(error))
-            self._tell(call.slot, partial(self.bus.publish, event))
+            self._tell(call.slot, partial(self.bus.publish, event, call))
         self._fire(self._before_retry, call, attempt=attempt, error=error)
 
     def _retried(self, call: Watched, *, succeeded: bool) -> None:
@@ -114,7 +114,7 @@ class Reports:
         """A stream has given an item."""
         if self.bus.listeners:
             event = ItemYielded(self.bus.session_id, time.time(), call.metadata, index)
-            self._tell(call.slot, partial(self.bus.publish, event))
+            self._tell(call.slot, partial(self.bus.publish, event, call))
         self._fire(self._iteration, call, index=index)
 
     def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
@@ -150,17 +150,17 @@ class Reports:
             return
         about = self.bus.session_id, time.time(), call.metadata, duration, call.attempts
         if error is None:
-            self.bus.publish(TaskSucceeded(*about, call.items, closed))
+            self.bus.publish(TaskSucceeded(*about, call.items, closed), call)
         elif isinstance(error, Exception):
-            self.bus.publish(TaskFailed(*about, described(error)))
+            self.bus.publish(TaskFailed(*about, described(error)), call)
         else:
-            self.bus.publish(TaskCancelled(*about))
+            self.bus.publish(TaskCancelled(*about), call)
 
     def reported(self, call: Watched, slot: Thread | None, type: str, data: Any) -> None:
         """The code of a call, in a worker thread or not, says something of the call."""
         if self.bus.listeners:
             event = TaskReported(self.bus.session_id, time.time(), call.metadata, type, data)
-            self._tell(slot, partial(self.bus.publish, event))
+            self._tell(slot, partial(self.bus.publish, event, call))
 
     def logged(self, call: Watched | None, slot: Thread | None, record: LogRecord) -> None:
         """The code of a call, or of the session outside of calls, has logged something."""
@@ -175,7 +175,7 @@ class Reports:
                 message_of(record),
                 described(error) if error else None,
             )
-            self._tell(slot, partial(self.bus.publish, event))
+            self._tell(slot, partial(self.bus.publish, event, call))
 
     def activation(self, call: Watched) -> AbstractContextManager[None] | None:
         """What surrounds the function's code; `None` if nothing does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,9 @@ class Spec:
         self.func: Any = function.call
         self.retries: int = options.retries
         self.timeout: float | None = options.timeout
+        self.is_async: bool = function.is_async
+        self.is_generator: bool = function.is_generator
+        self.description: str | None = options.description
 
     def bound_to(self, owner: Any) -> Spec:
         """The same task as a method of an object."""
@@ -39,11 +42,23 @@ class Spec:
         """What messages call the task, whatever its calls are called."""
         return self.options.name if self.placeholders else render(self.options.name, {})
 
-    def name_of(self, inputs: Mapping[str, Any], map_index: int | None) -> str:
-        """The name of one call: the template filled in, or `name[3]` in a fan-out."""
-        values = {**dict.fromkeys(self.function.parameters), **inputs, "map_index": map_index or 0}
-        name = render(self.options.name, {used: _text_of(values[used]) for used in self.placeholders})
-        return name if map_index is None or "map_index" in self.placeholders else f"{name}[{map_index}]"
+    def inputs_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of one call by parameter name."""
+        return self.function.inputs(args, kwargs)
+
+    def name_of(self, inputs: Callable[[], Mapping[str, Any]], map_index: int | None) -> str:
+        """The name of one call: the template filled in, or `name[3]` in a fan-out.
+
+        Args:
+            inputs: Gives the arguments by parameter name, if they are needed.
+            map_index: The call's position in its fan-out.
+        """
+        used = self.placeholders
+        if not used:
+            return self.label if map_index is None else f"{self.label}[{map_index}]"
+        values = {**dict.fromkeys(self.function.parameters), **inputs(), "map_index": map_index or 0}
+        name = render(self.options.name, {each: _text_of(values[each]) for each in used})
+        return name if map_index is None or "map_index" in used else f"{name}[{map_index}]"
 
 
 def _text_of(value: Any) -> str:

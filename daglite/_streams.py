@@ -70,8 +70,9 @@ class Steps:
                 self.ended = True
                 raise
             self.context = context
-            if self.call.watcher is not None:
-                self._surroundings = self.call.watcher.activation(self.call)
+            watcher = self.call.watcher
+            if watcher is not None:
+                self._surroundings = watcher.activation(self.call)
             self.call.attempts = 1
             if self.call.home.streams is not None:
                 self.call.home.streams[self] = None

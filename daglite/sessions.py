@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from typing_extensions import ParamSpec, Self
 
 from . import _numbers
+from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
 from ._context import Home, Position, Root, here, reset, set_current
 from ._failures import Failures, is_cancellation
@@ -29,14 +30,15 @@ from ._reports import Reports
 from ._threads import MAX_THREADS, Threads
 from ._typing import NOT_GIVEN, NotGiven
 from .exceptions import SessionError
+from .settings import Settings
 from .tasks import as_task
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["CallHandle", "Session", "Subscription", "current_session", "session"]
+__all__ = ["CallHandle", "Session", "SessionStats", "Subscription", "current_session", "session"]
 
-for _public in (CallHandle, Subscription):
+for _public in (CallHandle, SessionStats, Subscription):
     _public.__module__ = __name__  # where people find them
 del _public
 
@@ -51,6 +53,7 @@ def session(
     max_threads: int | NotGiven = NOT_GIVEN,
     backend: str | NotGiven = NOT_GIVEN,
     plugins: Iterable[Any] = (),
+    settings: Settings | NotGiven = NOT_GIVEN,
 ) -> Session:
     """A scope for calls, opened with `async with`.
 
@@ -86,6 +89,7 @@ def session(
         plugins: Objects and modules with hooks, or with `async def consume(self, events)`, see `daglite.plugins`; or the
             names that installed packages offer them under, by entry points in the group `daglite.plugins`. Those of the
             enclosing session are there as well; each sees each call once.
+        settings: What else holds for the calls of the session, such as what is shown of their arguments.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -101,7 +105,16 @@ def session(
         check_backend("session", backend)
     if isinstance(plugins, str) or not isinstance(plugins, Iterable):
         raise TypeError(f"session: plugins must be a list of plugins, not {plugins!r}")
-    return Session(name=name, grace=grace, max_threads=max_threads, backend=backend, plugins=tuple(plugins))
+    if not isinstance(settings, (Settings, NotGiven)):
+        raise TypeError(f"session: settings must be a daglite.settings.Settings, not {settings!r}")
+    return Session(
+        name=name,
+        grace=grace,
+        max_threads=max_threads,
+        backend=backend,
+        plugins=tuple(plugins),
+        settings=settings,
+    )
 
 
 def current_session() -> Session | None:
@@ -125,6 +138,7 @@ class Session:
         max_threads: int | NotGiven,
         backend: str | NotGiven,
         plugins: Iterable[Any],
+        settings: Settings | NotGiven,
     ) -> None:
         self.id: UUID = new_id()
         self.name: str = "session" if isinstance(name, NotGiven) else name
@@ -132,6 +146,7 @@ class Session:
         self._max_threads = max_threads
         self._backend = backend
         self._plugins = plugins
+        self._settings = settings
         self._state: Literal["new", "open", "leaving", "ended"] = "new"
 
     def __repr__(self) -> str:
@@ -152,9 +167,13 @@ class Session:
             grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
             backend=outer.backend if isinstance(self._backend, NotGiven) else self._backend,
             streams={},
+            redact=outer.redact if isinstance(self._settings, NotGiven) else self._settings.redact,
+            books=Books(outer.books),
         )
         self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
         self._reports: Reports = Reports(self._home, self._bus, hooks)
+        assert self._home.books is not None
+        self._books: Books = self._home.books
         self._running = 0
         self._idle: anyio.Event | None = None
         self._watchers: set[anyio.CancelScope] = set()
@@ -196,6 +215,7 @@ class Session:
             self._reports.session_ended(self.name, time.perf_counter() - self._began)
         except BaseException as interrupt:  # in a hook
             self._failures.add(interrupt)
+        self._books.close()
         self._bus.end(lasting=True)
         deadline = anyio.current_time() + self._home.grace
         for scope in self._watchers:
@@ -380,17 +400,38 @@ class Session:
         if not self._running and self._idle is not None:
             self._idle.set()
 
-    def events(self) -> Subscription:
+    def events(self, *, max_buffer: int | None = None, under: UUID | None = None) -> Subscription:
         """The events of this session and of those inside it, for `async with`, then `async for`.
 
         It has everything that is published after it was entered, in order, until the session begins to end: for looking
         while things run. `watch` sees it all.
 
+        Args:
+            max_buffer: How many events may wait: then the oldest gives way to the newest, and is counted in `dropped`. By
+                default any number, and one warning is logged when 10,000 wait.
+            under: The id of a call, to have only its events and those of what it has begun; by default all.
+
         Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: `max_buffer` is less than 1.
             SessionError: The session is not open.
         """
+        if max_buffer is not None:
+            _numbers.whole(f"session {self.name!r}: events: max_buffer", max_buffer, least=1)
+        if under is not None and not isinstance(under, UUID):
+            raise TypeError(f"session {self.name!r}: events: under must be the id of a call, a UUID, not {under!r}")
         self._check_open("events()", None)
-        return Subscription(self._bus)
+        return Subscription(self._bus, max_buffer=max_buffer, under=under)
+
+    def stats(self) -> SessionStats:
+        """How many calls there were by state, those of inner sessions included; also after the session has ended.
+
+        Raises:
+            SessionError: The session was not entered.
+        """
+        if self._state == "new":
+            raise SessionError(f"session {self.name!r}: stats() before it was entered; use it in `async with`")
+        return self._books.stats()
 
     def watch(self, consumer: Callable[[Subscription], Awaitable[Any]], /) -> None:
         """Let a coroutine function follow the events, from now until the session has ended.

@@ -23,6 +23,7 @@ MODULES = [
     "daglite.exceptions",
     "daglite.plugins",
     "daglite.sessions",
+    "daglite.settings",
     "daglite.tasks",
 ]
 

@@ -352,5 +352,5 @@ async def test_with_nobody_listening_no_metadata_is_made(monkeypatch: pytest.Mon
         raise AssertionError("an id was made")
 
     async with session():
-        monkeypatch.setattr(_call, "new_id", never)
+        monkeypatch.setattr(_call, "drafted", never)
         assert await answer() == 42

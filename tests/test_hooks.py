@@ -930,7 +930,7 @@ async def test_nothing_is_made_for_hooks_that_nobody_implements(monkeypatch: pyt
 
     async with session(plugins=[OfSessions()]):
         with monkeypatch.context() as patch:
-            forbid(patch, "daglite._call.TaskMetadata", "daglite._reports.CallReporter", "daglite._reports.TaskStarted")
+            forbid(patch, "daglite._call.drafted", "daglite._reports.CallReporter", "daglite._reports.TaskStarted")
             await double(1)
             halve(2)
             await halve.to_thread(2)
@@ -957,7 +957,7 @@ async def test_metadata_is_made_only_for_a_hook_that_is_called(monkeypatch: pyte
 
     async with session(plugins=[OfErrors()]):
         with monkeypatch.context() as patch:
-            forbid(patch, "daglite._call.TaskMetadata")
+            forbid(patch, "daglite._call.drafted")
             await double(1)
 
 

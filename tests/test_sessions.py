@@ -333,7 +333,7 @@ async def test_a_failure_of_cleaning_up_is_told_though_the_session_was_cancelled
         ({"backend": None}, TypeError, "session: backend must be a str, not None"),
         ({"plugins": "logging"}, TypeError, "session: plugins must be a list of plugins, not 'logging'"),
         ({"plugins": 7}, TypeError, "session: plugins must be a list of plugins, not 7"),
-        ({"settings": None}, TypeError, "unexpected keyword argument 'settings'"),
+        ({"settings": None}, TypeError, "session: settings must be a daglite.settings.Settings, not None"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
