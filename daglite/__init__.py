@@ -2,6 +2,7 @@
 
 from ._bridge import check_cancelled
 from ._context import current_task, report
+from ._dump import dump_on_signal
 from ._metadata import TaskMetadata
 from .composers import Outcome, gather_tasks, partition, stream_tasks
 from .sessions import current_session, session
@@ -18,6 +19,7 @@ __all__ = [
     "current_session",
     "report",
     "check_cancelled",
+    "dump_on_signal",
     "TaskMetadata",
     "AsyncTask",
     "SyncTask",
@@ -25,6 +27,6 @@ __all__ = [
     "SyncTaskStream",
 ]
 
-for _public in (check_cancelled, current_task, report, TaskMetadata):
+for _public in (check_cancelled, current_task, dump_on_signal, report, TaskMetadata):
     _public.__module__ = "daglite"
 del _public

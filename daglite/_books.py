@@ -1,14 +1,18 @@
-"""The calls of a session: those that run, and how many have ended in which way."""
+"""What a session keeps of its calls: those that run, its open streams, and how many calls have ended in which way."""
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from ._protocols import Watched
+    from ._threads import Stuck
 
 __all__ = ["Books", "SessionStats"]
 
@@ -35,15 +39,26 @@ class SessionStats:
         return self.running + self.succeeded + self.failed + self.cancelled
 
 
+OPEN: dict[Books, None] = {}  # of the outermost sessions of this process, for those who look at it from outside
+
+
 class Books:
     """What a session keeps of its calls: every one adds to it, so it is little.
 
     Args:
+        name: What the session is called.
+        session_id: The session.
+        stuck: Those of its threads that are past their deadlines.
         outer: The books of the enclosing session, which has the calls of this one as well.
     """
 
-    def __init__(self, outer: Books | None) -> None:
+    def __init__(self, name: str, session_id: UUID, stuck: Stuck, outer: Books | None) -> None:
+        self.name: str = name
+        self.session_id: UUID = session_id
+        self.stuck: Stuck = stuck
+        self.opened: float = time.perf_counter()
         self.live: dict[Watched, None] = {}  # oldest first
+        self.streams: dict[Any, None] = {}  # the open ones, oldest first, which the session closes when it ends
         self.begun = itertools.count()  # drawn from once for each call: threads cannot come between
         self.inner: dict[Books, None] = {}  # those of open sessions inside
         self._drawn = 0  # what of `begun` was drawn for other things than calls
@@ -52,8 +67,7 @@ class Books:
         self._cancelled = 0
         self._lock = threading.Lock()
         self._outer = outer
-        if outer is not None:
-            outer.inner[self] = None
+        (OPEN if outer is None else outer.inner)[self] = None
 
     def end(self, call: Watched, error: BaseException | None) -> None:
         """A call has ended, unless it has before: when its thread was given up."""
@@ -76,7 +90,9 @@ class Books:
 
     def close(self) -> None:
         """The session has ended: the enclosing one keeps its counts."""
-        if self._outer is not None:
+        if self._outer is None:
+            del OPEN[self]
+        else:
             stats = self.stats()
             with self._outer._lock:
                 del self._outer.inner[self]

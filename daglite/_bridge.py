@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from ._call import Call
 from ._context import here
 from ._eventloop import check_waiting_task, in_event_loop
 from ._options import check_backend
@@ -39,6 +41,8 @@ class ThreadBackend:
         """Run an attempt in a worker thread, in a copy of the current context."""
         position = here()
         slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs))
+        if isinstance(position, Call):
+            position.work = slot
         await (position.home.threads or threads_of_loop()).run(slot, attempt.timeout)
         return slot.result()
 
@@ -83,7 +87,11 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
     """
     _stuck.refuse(attempt.name)
     done = threading.Event()
-    slot = Slot(here(), attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
+    position = here()
+    slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
+    slot.deadline = time.perf_counter() + timeout
+    if isinstance(position, Call):
+        position.work = slot
     # A daemon: a thread that is past its deadline must not keep the program from ending.
     thread = threading.Thread(target=copy_context().run, args=(slot.run,), name=f"task {attempt.name}", daemon=True)
     thread.start()

@@ -29,6 +29,8 @@ if sys.version_info < (3, 11):
 
 __all__ = ["Call"]
 
+NEVER = (-1, 0.0)
+
 
 class Call:
     """One call of a task, from its beginning to its one end. It never awaits, sleeps or reads a file.
@@ -40,6 +42,7 @@ class Call:
         args: The positional arguments.
         kwargs: The keyword arguments.
         map_index: The call's position in its fan-out.
+        cancel: Cancels it, if it has a task of the event loop to itself.
         backend: Where its attempts run; `None` for the caller's own task or thread.
         parent: Where the call is made; by default, where the running code is.
     """
@@ -53,7 +56,10 @@ class Call:
         "args",
         "attempts",
         "backend",
+        "backing_off",
         "began",
+        "cancel",
+        "deadline",
         "home",
         "items",
         "kwargs",
@@ -64,6 +70,7 @@ class Call:
         "retries_told",
         "slot",
         "spec",
+        "work",
     )
 
     def __init__(
@@ -73,6 +80,7 @@ class Call:
         kwargs: Mapping[str, Any],
         *,
         map_index: int | None = None,
+        cancel: Callable[[], None] | None = None,
         backend: Backend | None = None,
         parent: Position | None = None,
     ) -> None:
@@ -80,16 +88,21 @@ class Call:
         self.args: tuple[Any, ...] = args
         self.kwargs: Mapping[str, Any] = kwargs
         self.map_index: int | None = map_index
+        self.cancel: Callable[[], None] | None = cancel
         self.backend: Backend | None = backend
         self.parent: Position = here() if parent is None else parent
         self.home: Home = self.parent.home
         self.slot: Thread | None = self.parent.slot
         self.attempts: int = 0
-        self.began: float = 0.0  # by `time.perf_counter`, if it is watched
+        self.began: float = 0.0  # by `time.perf_counter`, in a session
         self.items: int | None = 0 if spec.function.is_generator else None
         self.muted: bool = False  # nobody is to hear of it any more
         self.result: Any = None  # for the watcher
         self.retries_told: int = 0  # to the watcher
+        # What follows is for the tree of calls, and by `time.perf_counter`.
+        self.work: Thread | None = None  # where the attempt runs, if elsewhere
+        self.deadline: float | None = None  # of the attempt
+        self.backing_off: tuple[int, float] = NEVER  # after which attempt, and until when
         self._metadata: TaskMetadata | None = None
         self._refused: bool = False
         self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
@@ -272,6 +285,7 @@ class Call:
             delay = self._delay_after(exc)
             if delay is None:
                 raise  # what the driver is handling
+            self.backing_off = self.attempts, time.perf_counter() + delay
             watcher = self.watcher
             if watcher is not None:
                 watcher.retrying(self, exc, delay)

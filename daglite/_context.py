@@ -27,9 +27,8 @@ class Home:
         threads: The worker threads; `None` for those of the event loop.
         grace: Seconds that cleaning up may take.
         backend: Where fan-outs run sync functions that do not say.
-        streams: The open streams, oldest first, which it closes when it ends; `None` outside.
         redact: What leaves of the arguments of calls what may be shown.
-        books: The calls that run, and the counts of others; `None` outside.
+        books: The calls that run, the open streams, and the counts of others; `None` outside.
     """
 
     __slots__ = (
@@ -42,7 +41,6 @@ class Home:
         "name",
         "redact",
         "session",
-        "streams",
         "threads",
         "watcher",
     )
@@ -55,7 +53,6 @@ class Home:
         threads: Threads | None = None,
         grace: float = GRACE,
         backend: str = "thread",
-        streams: dict[Any, None] | None = None,
         redact: Redact | None = None,
         books: Books | None = None,
     ) -> None:
@@ -66,7 +63,6 @@ class Home:
         self.threads: Threads | None = threads
         self.grace: float = grace
         self.backend: str = backend
-        self.streams: dict[Any, None] | None = streams
         self.redact: Redact | None = redact
         self.books: Books | None = books
         self.leaving: bool = False  # no more calls but those of running calls
@@ -81,7 +77,6 @@ class Home:
                 threads=self.threads,
                 grace=self.grace,
                 backend=self.backend,
-                streams=self.streams,
                 redact=self.redact,
                 books=self.books,
             )

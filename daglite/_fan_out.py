@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import anyio
+from anyio import TaskHandle
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
@@ -107,6 +109,7 @@ class FanOut:
             raise ValueError(f"{self.where}: backend={backend!r} is for sync functions; this one is async")
         self.window: anyio.Semaphore | None = None  # if set, a place in it is taken for each call, and never given back
         self.started: int = 0  # calls
+        self._running: dict[int, TaskHandle[None]] = {}
         self._failures = Failures()
         self._grace = position.home.grace
         if position.home.leaving:
@@ -156,7 +159,7 @@ class FanOut:
                 if args is None:
                     return
                 self.started += 1
-                group.start_soon(self._one, index, args, keep)
+                self._running[index] = group.create_task(self._one(index, args, keep), name=self.task.name)
         finally:
             await self._sources.aclose(self._grace)
 
@@ -164,7 +167,8 @@ class FanOut:
         if self._failures.scope.cancel_called:
             return
         try:
-            value = await self.task._run(args, {}, map_index=index, backend=self._backend)
+            cancel = partial(self._cancel, index)
+            value = await self.task._run(args, {}, map_index=index, cancel=cancel, backend=self._backend)
         except BaseException as exc:
             if self.collect and isinstance(exc, Exception):
                 keep(index, None, exc)
@@ -175,5 +179,11 @@ class FanOut:
         else:
             keep(index, value, None)
         finally:
+            del self._running[index]
             if self._places is not None:
                 self._places.release()
+
+    def _cancel(self, index: int) -> None:
+        """Cancel one call by itself."""
+        if index in self._running:
+            self._running[index].cancel()

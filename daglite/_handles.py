@@ -36,6 +36,7 @@ class CallHandle(Generic[R]):
         self._waiting = 0
         self._value: Any = NOT_GIVEN
         self._error: Exception | None = None
+        call.cancel = self._scope.cancel
 
     @property
     def id(self) -> UUID:

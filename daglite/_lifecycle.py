@@ -60,6 +60,7 @@ async def attempt(call: Call) -> Any:
     if spec.timeout is None:
         return await call.surrounded(spec.func)(*call.args, **call.kwargs)
     deadline = anyio.current_time() + spec.timeout
+    call.deadline = time.perf_counter() + spec.timeout
     with anyio.CancelScope(deadline=deadline):
         # A value that arrives wins, also late, as with `anyio.fail_after`.
         return await call.surrounded(spec.func)(*call.args, **call.kwargs)

@@ -23,6 +23,10 @@ class Watched(Protocol):
     items: int | None
     result: Any
     retries_told: int
+    cancel: Callable[[], None] | None
+    work: Thread | None
+    deadline: float | None
+    backing_off: tuple[int, float]
     slot: Thread | None
 
     @property
@@ -87,6 +91,12 @@ class Thread(Protocol):
     """A worker thread, which may be given up: it goes on, and nobody is to hear of it."""
 
     given_up: bool
+    deadline: float | None
+
+    @property
+    def state(self) -> str | None:
+        """What it does, as the tree of calls says it; `None` if it has done it."""
+        ...
 
     def begin(self, call: Watched, started: Callable[[], None]) -> bool:
         """Note a call that begins in it, and tell of it; false if nobody is to hear of the call."""

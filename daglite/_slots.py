@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,8 @@ class Slot:
         self.name: str = name
         self.given_up: bool = False
         self.cancelled: bool = False  # to be noticed by `check_cancelled`; what it does is heard all the same
+        self.began: float = 0.0  # by `time.perf_counter`, as all that the tree of calls shows
+        self.deadline: float | None = None
         self._position = position
         self._func = func
         # Held for the state, and to publish, which never waits. Publishing may log, and logging publish.
@@ -64,12 +67,18 @@ class Slot:
         """The call that the code belongs to."""
         return self._position.call
 
+    @property
+    def state(self) -> str | None:
+        """What it does, as the tree of calls says it; `None` if it has done it."""
+        return {"waiting": "waiting for a thread", "running": "in a thread"}.get(self._state)
+
     def run(self) -> None:
         """Run the function, in the thread."""
         with self._lock:
             if self.given_up:
                 return
             self._state = "running"
+            self.began = time.perf_counter()
         token = set_current(self)
         value, error = None, None
         try:

@@ -39,9 +39,12 @@ class Steps:
         self.next, self.send, self.throw = self._methods(generator)
         self.context: Context | None = None  # the stream's own, from when it is opened
         self.busy: bool = False
+        self.closing: bool = False
         self.ended: bool = False
         self._surroundings: AbstractContextManager[None] | None = None  # of the generator's code, by plugins
         self._entered = False
+
+    in_thread: bool = False  # of its own
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__next__, generator.send, generator.throw
@@ -74,8 +77,8 @@ class Steps:
             if watcher is not None:
                 self._surroundings = watcher.activation(self.call)
             self.call.attempts = 1
-            if self.call.home.streams is not None:
-                self.call.home.streams[self] = None
+            if self.call.home.books is not None:
+                self.call.home.books.streams[self] = None
         return self.context
 
     def enter(self, what: str) -> Context:
@@ -94,6 +97,7 @@ class Steps:
             raise RuntimeError(f"stream {self.call.spec.label!r} was {what} while a step of it runs elsewhere")
         context = self.context or self.open()
         self.busy = True
+        self.closing = what == "closed"
         return context
 
     def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
@@ -181,8 +185,8 @@ class Steps:
             What is to be raised instead.
         """
         self.ended = True
-        if self.call.home.streams is not None:
-            self.call.home.streams.pop(self, None)
+        if self.call.home.books is not None:
+            self.call.home.books.streams.pop(self, None)
         if self.context is None:
             return None
         if self.call.watcher is None:

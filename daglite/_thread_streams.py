@@ -57,6 +57,8 @@ class Reply:
 class ThreadSteps(Steps):
     """A generator, stepped in a thread of its own by whoever awaits an item."""
 
+    in_thread = True
+
     def __init__(self, call: Call, generator: Any) -> None:
         super().__init__(call, generator)
         self._requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]] = queue.SimpleQueue()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -14,6 +15,9 @@ from anyio.lowlevel import RunVar
 from ._eventloop import Loop
 from ._protocols import AttemptRefused, AttemptTimeout
 from .exceptions import BackendError
+
+if TYPE_CHECKING:
+    from ._protocols import Watched
 
 __all__ = ["MAX_THREADS", "Stuck", "Threads", "Work", "threads_of_loop"]
 
@@ -24,6 +28,13 @@ class Work(Protocol):
     """What a thread is given to do."""
 
     name: str
+    began: float
+    deadline: float | None
+
+    @property
+    def call(self) -> Watched | None:
+        """The call that it is for."""
+        ...
 
     def run(self) -> None:
         """Do it; its outcome is kept, and not raised."""
@@ -52,6 +63,10 @@ class Stuck:
         self._lock = threading.Lock()
         self._alive: dict[Work, str] = {}
         self._waiting: tuple[Loop, anyio.Event] | None = None
+
+    def works(self) -> list[Work]:
+        """What they do. It waits for nobody, for it is asked in signal handlers."""
+        return list(self._alive)
 
     def names(self) -> list[str]:
         """The tasks whose functions they run."""
@@ -150,6 +165,7 @@ class Threads:
 
     async def _run_within(self, timeout: float, work: Work) -> None:
         deadline = anyio.current_time() + timeout
+        work.deadline = time.perf_counter() + timeout
         with anyio.CancelScope(deadline=deadline) as scope:
             await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=True)
         # A value that arrives wins, also one that the thread has, and the event loop has not seen yet.

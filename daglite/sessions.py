@@ -28,6 +28,7 @@ from ._metadata import new_id
 from ._options import check_backend
 from ._reports import Reports
 from ._threads import MAX_THREADS, Threads
+from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
 from .exceptions import SessionError
 from .settings import Settings
@@ -36,9 +37,18 @@ from .tasks import as_task
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["CallHandle", "Session", "SessionStats", "Subscription", "current_session", "session"]
+__all__ = [
+    "CallHandle",
+    "CallTree",
+    "LiveCall",
+    "Session",
+    "SessionStats",
+    "Subscription",
+    "current_session",
+    "session",
+]
 
-for _public in (CallHandle, SessionStats, Subscription):
+for _public in (CallHandle, CallTree, LiveCall, SessionStats, Subscription):
     _public.__module__ = __name__  # where people find them
 del _public
 
@@ -166,9 +176,8 @@ class Session:
             threads=self._threads,
             grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
             backend=outer.backend if isinstance(self._backend, NotGiven) else self._backend,
-            streams={},
             redact=outer.redact if isinstance(self._settings, NotGiven) else self._settings.redact,
-            books=Books(outer.books),
+            books=Books(self.name, self.id, self._threads.stuck, outer.books),
         )
         self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
         self._reports: Reports = Reports(self._home, self._bus, hooks)
@@ -283,7 +292,7 @@ class Session:
         """
         deadline = anyio.current_time() + self._home.grace
         cancellation: BaseException | None = None
-        for steps in list(self._home.streams or ()):
+        for steps in list(self._books.streams):
             slot = steps.call.slot
             if slot is not None and slot.given_up:
                 continue  # it may run at this moment, and nobody is to hear of it
@@ -432,6 +441,57 @@ class Session:
         if self._state == "new":
             raise SessionError(f"session {self.name!r}: stats() before it was entered; use it in `async with`")
         return self._books.stats()
+
+    def tree(self) -> CallTree:
+        """The calls that run, as a tree: how old they are, what they wait for, and until when. `print` it.
+
+        Calls in threads are there, streams between their items, threads that were abandoned, and the calls of inner
+        sessions. It may be asked from any thread.
+
+        Raises:
+            SessionError: The session was not entered.
+        """
+        if self._state == "new":
+            raise SessionError(f"session {self.name!r}: tree() before it was entered; use it in `async with`")
+        return tree_of(self._books)
+
+    def cancel(self, *, under: UUID | None = None) -> bool:
+        """Cancel all that runs in the session, its body included; or one call and what it has made.
+
+        The cancellation of the session does not leave it. A call that is cancelled by itself ends as cancelled: whoever
+        awaits the handle of a background call gets a `CallCancelledError`, and from a fan-out it comes as one in the
+        `TaskGroupError`, after the other calls have ended.
+
+        Args:
+            under: The id of the call, which must have a task of the event loop to itself: a background call or one of a
+                fan-out, also of an inner session. By default everything is cancelled.
+
+        Returns:
+            Whether there was anything to cancel: a call that has ended is none.
+
+        Raises:
+            TypeError: `under` is no id.
+            SessionError: The session was not entered, this is not its event loop's thread, or the call runs in the task
+                of whoever made it, and cannot be cancelled alone.
+        """
+        if under is not None and not isinstance(under, UUID):
+            raise TypeError(f"session {self.name!r}: cancel: under must be the id of a call, a UUID, not {under!r}")
+        if self._state == "new":
+            raise SessionError(f"session {self.name!r}: cancel() before it was entered; use it in `async with`")
+        if not self._bus.loop.is_here():
+            raise SessionError(f"session {self.name!r}: cancel() in another thread than that of its event loop")
+        if self._state == "ended":
+            return False
+        if under is None:
+            self._group.cancel_scope.cancel()
+            return True
+        call = find_call(self._books, under)
+        if call is None:
+            return False
+        if call.cancel is None:
+            raise SessionError(f"session {self.name!r}: {why_not_alone(call)}")
+        call.cancel()
+        return True
 
     def watch(self, consumer: Callable[[Subscription], Awaitable[Any]], /) -> None:
         """Let a coroutine function follow the events, from now until the session has ended.
