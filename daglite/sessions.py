@@ -157,7 +157,7 @@ class Session:
         self._backend = backend
         self._plugins = plugins
         self._settings = settings
-        self._state: Literal["new", "open", "leaving", "ended"] = "new"
+        self._state: Literal["new", "open", "leaving", "closing", "ended"] = "new"
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r}, {self._state}>"
@@ -216,8 +216,9 @@ class Session:
         self._home.leave()
         self._bus.end(lasting=False)
         cancellation = await self._join(exc)
-        self._home.close()
+        self._state = "closing"
         cancellation = await self._close_streams() or cancellation
+        self._home.close()
         cancellation = await self._wait_for_threads() or cancellation
         self._state = "ended"
         try:

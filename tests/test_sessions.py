@@ -434,3 +434,27 @@ async def test_a_session_may_be_held_by_a_task_group_of_the_user() -> None:
                 s.start_soon(hang)
                 await anyio.sleep_forever()
     assert caught.value.subgroup(TaskError) is not None
+
+
+async def test_a_stream_that_the_session_closes_may_call_tasks_and_start_none() -> None:
+    cleaned: list[Any] = []
+
+    @task
+    async def clean() -> None:
+        await checkpoint()
+        cleaned.append("called")
+
+    @task
+    async def rows() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            await clean()
+            with pytest.raises(SessionError, match="after it has begun to end"):
+                s.start_soon(clean)
+            cleaned.append("closed")
+
+    async with session() as s:
+        stream = rows()
+        await anext(stream)
+    assert cleaned == ["called", "closed"]

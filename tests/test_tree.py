@@ -176,8 +176,8 @@ async def test_streams_are_told_of_between_items_in_steps_and_when_they_close() 
             await anext(stream)
             await anext(thread_stream)
             assert states() == [
-                ("sync_rows", "between items"),
                 ("rows", "between items"),
+                ("sync_rows", "between items"),
                 ("sync_rows", "between items"),
             ]
             assert [call.items for call in s.tree()] == [1, 1, 1]
