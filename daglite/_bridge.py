@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from ._call import Call
-from ._context import here
+from ._context import Position, here
 from ._eventloop import check_waiting_task, in_event_loop
 from ._options import check_backend
 from ._protocols import Attempt, AttemptTimeout, Backend
@@ -41,10 +43,22 @@ class ThreadBackend:
         """Run an attempt in a worker thread, in a copy of the current context."""
         position = here()
         slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs))
-        if isinstance(position, Call):
-            position.work = slot
-        await (position.home.threads or threads_of_loop()).run(slot, attempt.timeout)
+        with known_to_call(position, slot):
+            await (position.home.threads or threads_of_loop()).run(slot, attempt.timeout)
         return slot.result()
+
+
+@contextmanager
+def known_to_call(position: Position, slot: Slot) -> Iterator[None]:
+    """Let a call know in what thread its attempt runs, for the tree of calls."""
+    if not isinstance(position, Call):  # a stream in a thread, which begins its call there
+        yield
+        return
+    position.work = slot
+    try:
+        yield
+    finally:
+        position.work = None  # else each would hold the other
 
 
 INLINE = InlineBackend()
@@ -90,16 +104,15 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
     position = here()
     slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
     slot.deadline = time.perf_counter() + timeout
-    if isinstance(position, Call):
-        position.work = slot
     # A daemon: a thread that is past its deadline must not keep the program from ending.
     thread = threading.Thread(target=copy_context().run, args=(slot.run,), name=f"task {attempt.name}", daemon=True)
-    thread.start()
-    try:
-        in_time = done.wait(timeout)
-    except BaseException:  # an interrupt
-        slot.abandon(_stuck)
-        raise
+    with known_to_call(position, slot):
+        thread.start()
+        try:
+            in_time = done.wait(timeout)
+        except BaseException:  # an interrupt
+            slot.abandon(_stuck)
+            raise
     if not in_time and slot.abandon(_stuck):
         raise AttemptTimeout(timeout)
     return slot.result()

@@ -29,8 +29,6 @@ if sys.version_info < (3, 11):
 
 __all__ = ["Call"]
 
-NEVER = (-1, 0.0)
-
 
 class Call:
     """One call of a task, from its beginning to its one end. It never awaits, sleeps or reads a file.
@@ -41,71 +39,42 @@ class Call:
         spec: The task.
         args: The positional arguments.
         kwargs: The keyword arguments.
+        parent: Where the call is made; by default, where the running code is.
+
+    Attributes:
         map_index: The call's position in its fan-out.
         cancel: Cancels it, if it has a task of the event loop to itself.
         backend: Where its attempts run; `None` for the caller's own task or thread.
-        parent: Where the call is made; by default, where the running code is.
     """
 
-    __slots__ = (
-        "_cancellations",
-        "_metadata",
-        "_raised",
-        "_refused",
-        "_token",
-        "args",
-        "attempts",
-        "backend",
-        "backing_off",
-        "began",
-        "cancel",
-        "deadline",
-        "home",
-        "items",
-        "kwargs",
-        "map_index",
-        "muted",
-        "parent",
-        "result",
-        "retries_told",
-        "slot",
-        "spec",
-        "work",
-    )
+    # What most calls never need is of the class, and costs a call nothing.
+    map_index: int | None = None
+    backend: Backend | None = None
+    cancel: Callable[[], None] | None = None
+    attempts: int = 0
+    began: float = 0.0  # by `time.perf_counter`, in a session
+    items: int | None = None  # that a stream has given
+    muted: bool = False  # nobody is to hear of it any more
+    result: Any = None  # for the watcher
+    retries_told: int = 0  # to the watcher
+    # What follows is for the tree of calls, and by `time.perf_counter`.
+    work: Thread | None = None  # where the attempt runs, if elsewhere
+    deadline: float | None = None  # of the attempt
+    backing_off: tuple[int, float] = (-1, 0.0)  # after which attempt, and until when
+    _metadata: TaskMetadata | None = None
+    _cancellations: int = 0  # of the caller, when it began
+    _refused: bool = False
+    _raised: Exception | None = None  # an error that is this call's own already, and not one inside it
 
     def __init__(
-        self,
-        spec: Spec,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        *,
-        map_index: int | None = None,
-        cancel: Callable[[], None] | None = None,
-        backend: Backend | None = None,
-        parent: Position | None = None,
+        self, spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], parent: Position | None = None
     ) -> None:
         self.spec: Spec = spec
         self.args: tuple[Any, ...] = args
         self.kwargs: Mapping[str, Any] = kwargs
-        self.map_index: int | None = map_index
-        self.cancel: Callable[[], None] | None = cancel
-        self.backend: Backend | None = backend
         self.parent: Position = here() if parent is None else parent
         self.home: Home = self.parent.home
         self.slot: Thread | None = self.parent.slot
-        self.attempts: int = 0
-        self.began: float = 0.0  # by `time.perf_counter`, in a session
-        self.items: int | None = 0 if spec.function.is_generator else None
-        self.muted: bool = False  # nobody is to hear of it any more
-        self.result: Any = None  # for the watcher
-        self.retries_told: int = 0  # to the watcher
-        # What follows is for the tree of calls, and by `time.perf_counter`.
-        self.work: Thread | None = None  # where the attempt runs, if elsewhere
-        self.deadline: float | None = None  # of the attempt
-        self.backing_off: tuple[int, float] = NEVER  # after which attempt, and until when
-        self._metadata: TaskMetadata | None = None
-        self._refused: bool = False
-        self._raised: Exception | None = None  # an error that is this call's own already, and not one inside it
 
     @property
     def metadata(self) -> TaskMetadata:

@@ -168,7 +168,7 @@ class FanOut:
             return
         try:
             cancel = partial(self._cancel, index)
-            value = await self.task._run(args, {}, map_index=index, cancel=cancel, backend=self._backend)
+            value = await self.task._run_one(args, index, self._backend, cancel)
         except BaseException as exc:
             if self.collect and isinstance(exc, Exception):
                 keep(index, None, exc)

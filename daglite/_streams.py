@@ -35,6 +35,7 @@ class Steps:
 
     def __init__(self, call: Call, generator: Any) -> None:
         self.call: Call = call
+        call.items = 0
         self.generator: Any = generator
         self.next, self.send, self.throw = self._methods(generator)
         self.context: Context | None = None  # the stream's own, from when it is opened

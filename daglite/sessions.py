@@ -385,7 +385,7 @@ class Session:
         # From a hook of its own it is the call of a hook: watched by nobody.
         home = position.home if position.home.session is self else self._home
         root = Root(home, position.call, is_background=True)
-        handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, parent=root))
+        handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root))
         self._running += 1
         self._group.start_soon(self._run, handle, name=task.name)
         return handle

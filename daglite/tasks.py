@@ -11,7 +11,7 @@ from typing_extensions import Never, ParamSpec, Self
 
 from ._bridge import THREAD, find_backend
 from ._call import Call
-from ._context import Home, here
+from ._context import Home, Position, here
 from ._functions import Function, function_of
 from ._lifecycle import run, run_sync
 from ._options import Options, checked_options
@@ -191,7 +191,7 @@ class Task(Generic[P, R]):
         return type(self)(Spec(spec.function, spec.options.changed(spec.function, changes)), self._source)
 
     def _prepared(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], parent: Position
     ) -> tuple[Call, Callable[[], Coroutine[Any, Any, Any]]]:
         """A call that somebody awaits later, and how: wrong arguments are an error now.
 
@@ -200,17 +200,35 @@ class Task(Generic[P, R]):
         Args:
             args: The positional arguments.
             kwargs: The keyword arguments.
-            facts: What else a `Call` takes.
+            parent: Where it is made.
         """
         self._spec.function.signature.bind(*args, **kwargs)
-        call = Call(self._spec, args, kwargs, **facts)
+        call = Call(self._spec, args, kwargs, parent)
         if not self.is_async:
             call.backend = self._backend(None, call.home)
         return call, lambda: self._awaited(call)
 
-    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **facts: Any) -> Coroutine[Any, Any, Any]:
-        """The same, for a call that is made here and now."""
-        return self._awaited(Call(self._spec, args, kwargs, **facts))
+    def _run_one(
+        self, args: tuple[Any, ...], index: int, backend: Backend | None, cancel: Callable[[], None]
+    ) -> Coroutine[Any, Any, Any]:
+        """The same, for one of a fan-out, here and now.
+
+        Args:
+            args: The arguments.
+            index: Its position in the fan-out.
+            backend: Where a sync function runs.
+            cancel: Cancels it alone.
+        """
+        call = self._call(args, {}, backend)
+        call.map_index = index
+        call.cancel = cancel
+        return self._awaited(call)
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], backend: Backend | None = None) -> Call:
+        """A call that is made here, to run on a backend."""
+        call = Call(self._spec, args, kwargs)
+        call.backend = backend
+        return call
 
     @abstractmethod
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
@@ -344,7 +362,7 @@ class SyncTask(Task[P, R]):
             TaskTimeoutError: The last attempt took longer than `timeout`.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
-        return await run(Call(self._spec, args, kwargs, backend=THREAD))  # type: ignore[no-any-return]
+        return await run(self._call(args, kwargs, THREAD))  # type: ignore[no-any-return]
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         call.backend = call.backend or self._backend(None, call.home)
@@ -365,7 +383,7 @@ class SyncTask(Task[P, R]):
             TaskError: The function failed; its error is the cause.
             ValueError: There is no such backend, or it cannot enforce the task's `timeout`.
         """
-        return await run(Call(self._spec, args, kwargs, backend=self._backend(backend, here().home)))  # type: ignore[no-any-return]
+        return await run(self._call(args, kwargs, self._backend(backend, here().home)))  # type: ignore[no-any-return]
 
     def partial(self, *args: Any, **kwargs: Any) -> SyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
@@ -494,8 +512,7 @@ class SyncTaskStream(Task[P, R]):
         Raises:
             TypeError: The function does not take these arguments.
         """
-        spec = self._spec
-        return AsyncStream(ThreadSteps(Call(spec, args, kwargs, backend=THREAD), spec.func(*args, **kwargs)))
+        return AsyncStream(ThreadSteps(self._call(args, kwargs, THREAD), self._spec.func(*args, **kwargs)))
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         call.backend = call.backend or self._backend(None, call.home)
