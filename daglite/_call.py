@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._context import Home, Position, Root, here, reset, set_current
+from ._context import Home, Position, here, reset, reset_token, set_current
 from ._eventloop import cancellations, is_being_cancelled
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
@@ -39,7 +39,7 @@ class Call:
         spec: The task.
         args: The positional arguments.
         kwargs: The keyword arguments.
-        parent: Where the call is made; by default, where the running code is.
+        parent: Where the call is made.
 
     Attributes:
         map_index: The call's position in its fan-out.
@@ -47,65 +47,81 @@ class Call:
         backend: Where its attempts run; `None` for the caller's own task or thread.
     """
 
-    # What most calls never need is of the class, and costs a call nothing.
+    # What every call has are slots, which are the cheapest; what most never need are defaults of the class.
+    __slots__ = (
+        "__dict__",
+        "_metadata",
+        "_token",
+        "args",
+        "backend",
+        "began",  # by `time.perf_counter`, in a session
+        "home",
+        "kwargs",
+        "parent",
+        "result",  # for the watcher, before a call ends that has succeeded
+        "slot",
+        "spec",
+    )
+
     map_index: int | None = None
-    backend: Backend | None = None
     cancel: Callable[[], None] | None = None
-    attempts: int = 0
-    began: float = 0.0  # by `time.perf_counter`, in a session
+    starts_background: bool = False  # no call that it makes is in the background for that
+    attempts: int = 1  # of which the last may be running
     items: int | None = None  # that a stream has given
     muted: bool = False  # nobody is to hear of it any more
-    result: Any = None  # for the watcher
     retries_told: int = 0  # to the watcher
     # What follows is for the tree of calls, and by `time.perf_counter`.
     work: Thread | None = None  # where the attempt runs, if elsewhere
     deadline: float | None = None  # of the attempt
     backing_off: tuple[int, float] = (-1, 0.0)  # after which attempt, and until when
-    _metadata: TaskMetadata | None = None
     _cancellations: int = 0  # of the caller, when it began
     _refused: bool = False
     _raised: Exception | None = None  # an error that is this call's own already, and not one inside it
 
-    def __init__(
-        self, spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], parent: Position | None = None
-    ) -> None:
+    def __init__(self, spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], parent: Position) -> None:
         self.spec: Spec = spec
         self.args: tuple[Any, ...] = args
         self.kwargs: Mapping[str, Any] = kwargs
-        self.parent: Position = here() if parent is None else parent
-        self.home: Home = self.parent.home
-        self.slot: Thread | None = self.parent.slot
+        self.parent: Position = parent
+        self.home: Home = parent.home
+        self.slot: Thread | None = parent.slot
+        self.backend: Backend | None = None
+        self._metadata: TaskMetadata | None = None
 
     @property
     def metadata(self) -> TaskMetadata:
         """Who the call is; made when something asks for it."""
         if self._metadata is None:
-            parent = self.parent.call
-            draft: Draft = tuple.__new__(  # a third of what it costs to call the class
-                Draft,
-                (
-                    new_number(),
-                    self.spec,
-                    self.args,
-                    self.kwargs,
-                    self.map_index,
-                    "inline" if self.backend is None else self.backend.name,
-                    None if parent is None else number_of(parent.metadata),
-                    self.is_background(),
-                    self.home.redact,
-                ),
-            )
-            metadata = drafted(draft)
-            if self.spec.placeholders:
-                metadata.name  # noqa: B018 - made now: what it is made of may change
-            if self._metadata is None:  # else another thread was quicker, and it has one id
+            metadata = self._described()
+            if self._metadata is None:  # else another thread was quicker, and a call has one id
                 self._metadata = metadata
         return self._metadata
+
+    def _described(self) -> TaskMetadata:
+        parent = self.parent.call
+        draft: Draft = tuple.__new__(  # a third of what it costs to call the class
+            Draft,
+            (
+                new_number(),
+                self.spec,
+                self.args,
+                self.kwargs,
+                self.map_index,
+                "inline" if self.backend is None else self.backend.name,
+                None if parent is None else number_of(parent.metadata),
+                self.is_background(),
+                self.home.redact,
+            ),
+        )
+        metadata = drafted(draft)
+        if self.spec.placeholders:
+            metadata.name  # noqa: B018 - made now: what it is made of may change
+        return metadata
 
     @property
     def watcher(self) -> Watcher | None:
         """Who is to hear of it; whoever began to listen while it runs hears how it ends."""
-        return None if self.muted else self.home.watcher
+        return None if self.slot is not None and self.muted else self.home.watcher
 
     @property
     def call(self) -> Call:
@@ -119,17 +135,33 @@ class Call:
 
     def __enter__(self) -> Self:
         self._token = set_current(self)  # before the hooks of its beginning
-        try:
-            self.begin()
-        except BaseException:
-            reset(self._token)
-            raise
+        home = self.home
+        if home.is_quiet and self.slot is None and not self.spec.retries:
+            books = home.books
+            if books is not None:  # what `begin` comes to here, without the way there
+                self.began = perf_counter()
+                books.live[self] = None
+                next(books.begun)
+        else:
+            try:
+                self.begin()
+            except BaseException:
+                reset(self._token)
+                raise
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        reset(self._token)
+        try:
+            reset_token(self._token)
+        except ValueError:  # as in `reset`
+            pass
+        home = self.home
+        if exc is None and home.is_quiet and self.slot is None:
+            if home.books is not None:  # what `end` comes to here
+                del home.books.live[self]
+            return
         error = self.end(exc)
         if error is not None:
             try:
@@ -151,7 +183,7 @@ class Call:
         books = home.books
         if books is None:
             return
-        self.began = time.perf_counter()
+        self.began = perf_counter()
         books.live[self] = None
         next(books.begun)
         watcher = home.watcher
@@ -176,7 +208,7 @@ class Call:
 
     def is_background(self) -> bool:
         """Whether it was started with `start_soon`."""
-        return isinstance(self.parent, Root) and self.parent.is_background
+        return self.parent.starts_background
 
     def yielded(self) -> None:
         """Note that the stream has given an item."""
@@ -254,7 +286,7 @@ class Call:
             delay = self._delay_after(exc)
             if delay is None:
                 raise  # what the driver is handling
-            self.backing_off = self.attempts, time.perf_counter() + delay
+            self.backing_off = self.attempts, perf_counter() + delay
             watcher = self.watcher
             if watcher is not None:
                 watcher.retrying(self, exc, delay)

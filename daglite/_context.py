@@ -37,6 +37,7 @@ class Home:
         "books",
         "closed",
         "grace",
+        "is_quiet",
         "leaving",
         "name",
         "redact",
@@ -58,6 +59,7 @@ class Home:
     ) -> None:
         self.name: str = name
         self.session: Any = session
+        self.is_quiet: bool = True  # nobody is told of calls, and all are accepted
         self.watcher: Watcher | None = None  # who is told of the calls, while there is anybody
         self._aside: Home | None = None
         self.threads: Threads | None = threads
@@ -82,17 +84,23 @@ class Home:
             )
         return self._aside
 
+    def watch(self, watcher: Watcher | None) -> None:
+        """Let somebody be told of the calls, or nobody."""
+        self.watcher = watcher
+        self.is_quiet = watcher is None and not self.leaving
+
     def leave(self) -> None:
         """Accept no more calls but those of running calls."""
         self.leaving = True
+        self.is_quiet = False
         if self._aside is not None:
-            self._aside.leaving = True
+            self._aside.leave()
 
     def close(self) -> None:
         """Accept no more calls."""
         self.closed = True
         if self._aside is not None:
-            self._aside.closed = True
+            self._aside.close()
 
     def refuse(self, task: str, position: Position) -> None:
         """Raise if a session that is ending, or has ended, does not accept a call from there.
@@ -102,7 +110,7 @@ class Home:
         """
         if self.closed:
             raise SessionError(f"task {task!r} was called in session {self.name!r}, which has ended")
-        if self.leaving and isinstance(position, Root) and not position.accepted:
+        if self.leaving and isinstance(position, Root) and not position.starts_background:
             raise SessionError(
                 f"task {task!r} was called in session {self.name!r}, which is ending: only calls that run already "
                 f"may make others"
@@ -127,19 +135,23 @@ class Position(Protocol):
         """The worker thread that the code runs in, or that waits for it."""
         ...
 
+    @property
+    def starts_background(self) -> bool:
+        """Whether the call that is made from here is a background call."""
+        ...
+
 
 class Root:
-    """The position of code that is in a session but not in the function of a call of it.
+    """The position of code that is in a session but in no call of it.
 
     Args:
         home: The session.
-        call: The call in which the session was opened, or from which a background call was started, or a hook called.
+        call: The call in which the session was opened, or from which a background call was started.
         slot: The worker thread that the code runs in, or that waits for it.
-        accepted: Whether calls from here are accepted when the session has begun to end: those of hooks.
-        is_background: Whether it is where a background call is made; that was accepted when it was started.
+        starts_background: Whether it is where a background call is made; that was accepted when it was started.
     """
 
-    __slots__ = ("accepted", "call", "home", "is_background", "slot")
+    __slots__ = ("call", "home", "slot", "starts_background")
 
     def __init__(
         self,
@@ -147,14 +159,12 @@ class Root:
         call: Watched | None = None,
         slot: Thread | None = None,
         *,
-        accepted: bool = False,
-        is_background: bool = False,
+        starts_background: bool = False,
     ) -> None:
         self.home: Home = home
         self.call: Watched | None = call
         self.slot: Thread | None = slot
-        self.accepted: bool = accepted or is_background
-        self.is_background: bool = is_background
+        self.starts_background: bool = starts_background
 
 
 OUTSIDE = Root(Home())
@@ -162,6 +172,7 @@ _current: ContextVar[Position] = ContextVar("daglite_current", default=OUTSIDE)
 
 here = _current.get
 set_current = _current.set
+reset_token = _current.reset
 PositionToken: TypeAlias = "Token[Position]"
 
 

@@ -6,7 +6,6 @@ two plugins that are equal for one.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -130,9 +129,10 @@ def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) 
         implementations: Those who do.
         facts: The arguments that there are, by name.
     """
+    fact = facts.__getitem__
     for each in implementations:
         try:
-            each.func(*[facts[name] for name in each.arguments])
+            each.func(*map(fact, each.arguments))
         except Exception:
             log_failure(each)
 
@@ -239,6 +239,8 @@ def refuse_what_is_not_called(where: str, implementation: Any) -> None:
 
 def suggestion(name: str) -> str:
     """The hook that a misspelt name may mean, or all that there are."""
+    import difflib
+
     hooks = [hook for hook in vars(HookSpecs) if not hook.startswith("_")]
     close = difflib.get_close_matches(name, hooks, 1)
     return f"; do you mean {close[0]!r}?" if close else "; there are: " + ", ".join(hooks)

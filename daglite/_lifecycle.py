@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -23,13 +24,13 @@ async def run(call: Call) -> Any:
     """Call a task's function, in the event loop or on a backend, until it succeeds or may not be tried again."""
     with call:
         while True:
-            call.attempts += 1
             try:
                 result = await attempt(call)  # only the user's function is in here
                 break
             except Exception as exc:  # never a cancellation, nor a group that holds one
                 delay = call.retry_in(exc)
             await pause(delay)
+            call.attempts += 1
         if call.home.watcher is not None:
             call.result = result
         return result
@@ -37,48 +38,57 @@ async def run(call: Call) -> Any:
 
 def run_sync(call: Call) -> Any:
     """Call a task's function until it succeeds or may not be tried again."""
-    refuse_to_block(call, call.spec.options.retry_delay if call.spec.retries else 0)
+    if call.spec.waits:
+        refuse_to_block(call, call.spec.options.retry_delay)
     with call:
         while True:
-            call.attempts += 1
             try:
                 result = attempt_sync(call)  # only the user's function is in here
                 break
             except Exception as exc:  # never a cancellation, nor a group that holds one
                 delay = call.retry_in(exc)
             pause_sync(call, delay)
+            call.attempts += 1
         if call.home.watcher is not None:
             call.result = result
         return result
 
 
-async def attempt(call: Call) -> Any:
+def attempt(call: Call) -> Awaitable[Any]:
     """Run the function once, in the caller's own task or where its backend says."""
     spec = call.spec
+    # No coroutine of its own, which would be one more to pass through for every call.
     if call.backend is not None:
-        return await attempt_elsewhere(call, call.backend)
-    if spec.timeout is None:
-        return await call.surrounded(spec.func)(*call.args, **call.kwargs)
-    deadline = anyio.current_time() + spec.timeout
-    call.deadline = time.perf_counter() + spec.timeout
-    with anyio.CancelScope(deadline=deadline):
-        # A value that arrives wins, also late, as with `anyio.fail_after`.
-        return await call.surrounded(spec.func)(*call.args, **call.kwargs)
-    await give_way(deadline)
-    raise call.timed_out("attempt", spec.timeout)
+        return attempt_elsewhere(call, call.backend)
+    func = spec.func if call.home.watcher is None else call.surrounded(spec.func)
+    if spec.timeout is not None:
+        return attempt_in_time(call, func, spec.timeout)
+    return func(*call.args, **call.kwargs)  # type: ignore[no-any-return]
 
 
 def attempt_sync(call: Call) -> Any:
     """Run the function once, here and now, or in a thread if it has a deadline."""
     spec = call.spec
     if spec.timeout is None:
-        return call.surrounded(spec.func)(*call.args, **call.kwargs)
+        func = spec.func if call.home.watcher is None else call.surrounded(spec.func)
+        return func(*call.args, **call.kwargs)
     try:
         return run_in_daemon(described(call), spec.timeout)
     except AttemptTimeout:
         raise call.timed_out("attempt", spec.timeout) from None
     except AttemptRefused as refused:
         raise call.refuse(refused.error) from None
+
+
+async def attempt_in_time(call: Call, func: Callable[..., Any], timeout: float) -> Any:
+    """Run the function once, in the caller's own task, until its deadline."""
+    deadline = anyio.current_time() + timeout
+    call.deadline = time.perf_counter() + timeout
+    with anyio.CancelScope(deadline=deadline):
+        # A value that arrives wins, also late, as with `anyio.fail_after`.
+        return await func(*call.args, **call.kwargs)
+    await give_way(deadline)
+    raise call.timed_out("attempt", timeout)
 
 
 async def attempt_elsewhere(call: Call, backend: Backend) -> Any:

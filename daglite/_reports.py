@@ -5,15 +5,16 @@ A hook that reports something does so between the first event of its call and th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from time import perf_counter
+from time import time as now
 from typing import TYPE_CHECKING, Any
 
 from . import _hooks
 from ._bus import Bus
-from ._context import Home, Root, reset, set_current
+from ._context import Home, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
 from .events import (
     ItemYielded,
@@ -49,6 +50,7 @@ class Reports:
         self.bus: Bus = bus
         self.hooks: Hooks = hooks
         self._home = home
+        self._aside = home.aside()
         self._before = hooks.of("before_node_execute")
         self._after = hooks.of("after_node_execute")
         self._error = hooks.of("on_node_error")
@@ -63,12 +65,12 @@ class Reports:
 
     def _listen(self) -> None:
         """Let the calls of the session be watched, if there is anybody who wants to hear of them."""
-        self._home.watcher = self if self._has_hooks or self.bus.listeners else None
+        self._home.watch(self if self._has_hooks or self.bus.listeners else None)
 
     def session_started(self, name: str) -> None:
         """The session was entered."""
         if self.bus.listeners:
-            self.bus.publish(SessionStarted(self.bus.session_id, time.time(), name))
+            self.bus.publish(SessionStarted(self.bus.session_id, now(), name))
         _hooks.call(self.hooks.of("before_session_start"), {"session_id": self.bus.session_id})
 
     def session_ended(self, name: str, duration: float) -> None:
@@ -78,7 +80,7 @@ class Reports:
             _hooks.call(self.hooks.of("after_session_end"), facts)
         finally:
             if self.bus.listeners:
-                self.bus.publish(SessionEnded(self.bus.session_id, time.time(), name, duration))
+                self.bus.publish(SessionEnded(self.bus.session_id, now(), name, duration))
 
     def started(self, call: Watched) -> bool:
         """A call has begun; false if nobody is to hear of it any more."""
@@ -87,43 +89,45 @@ class Reports:
             self._publish_started(call)
         elif not slot.begin(call, partial(self._publish_started, call)):
             return False
-        self._fire(self._before, call)
+        if self._before:
+            self._fire(self._before, call, {})
         return True
 
     def _publish_started(self, call: Watched) -> None:
         if self.bus.listeners:
-            self.bus.publish(TaskStarted(self.bus.session_id, time.time(), call.metadata), call)
+            self.bus.publish(TaskStarted(self.bus.session_id, now(), call.metadata), call)
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:
         """An attempt has failed, and another follows after so many seconds."""
         attempt = call.attempts
         self._retried(call, succeeded=False)
         if self.bus.listeners:
-            event = TaskRetrying(self.bus.session_id, time.time(), call.metadata, attempt, delay, described(error))
+            event = TaskRetrying(self.bus.session_id, now(), call.metadata, attempt, delay, described(error))
             self._tell(call.slot, partial(self.bus.publish, event, call))
-        self._fire(self._before_retry, call, attempt=attempt, error=error)
+        self._fire(self._before_retry, call, {"attempt": attempt, "error": error})
 
     def _retried(self, call: Watched, *, succeeded: bool) -> None:
         """A retry has ended, if the last attempt was one and nobody was told."""
         retry = call.attempts - 1
         if retry > call.retries_told:
             call.retries_told = retry
-            self._fire(self._after_retry, call, attempt=retry, succeeded=succeeded)
+            self._fire(self._after_retry, call, {"attempt": retry, "succeeded": succeeded})
 
     def yielded(self, call: Watched, index: int) -> None:
         """A stream has given an item."""
         if self.bus.listeners:
-            event = ItemYielded(self.bus.session_id, time.time(), call.metadata, index)
+            event = ItemYielded(self.bus.session_id, now(), call.metadata, index)
             self._tell(call.slot, partial(self.bus.publish, event, call))
-        self._fire(self._iteration, call, index=index)
+        self._fire(self._iteration, call, {"index": index})
 
     def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
         """A call has ended with what its function raised, if it did, or a stream was closed."""
-        duration = time.perf_counter() - call.began
+        duration = perf_counter() - call.began
         slot = call.slot
         try:
             if self._has_hooks and (slot is None or slot.ending(call)):
-                self._retried(call, succeeded=error is None)
+                if call.attempts > 1:
+                    self._retried(call, succeeded=error is None)
                 self._fire_end(call, error, duration)
         finally:
             if slot is None:
@@ -133,22 +137,22 @@ class Reports:
 
     def given_up(self, call: Watched, error: BaseException) -> Callable[[], None]:
         """The thread of a call was given up, and its state is locked; what is returned tells plugins of it later."""
-        duration = time.perf_counter() - call.began
+        duration = perf_counter() - call.began
         self._publish_end(call, error, duration, closed=False)
         return partial(self._fire_end, call, error, duration)
 
     def _fire_end(self, call: Watched, error: BaseException | None, duration: float) -> None:
         if error is None:
-            self._fire(self._after, call, result=call.result, duration=duration)
+            self._fire(self._after, call, {"result": call.result, "duration": duration})
         elif isinstance(error, Exception):
-            self._fire(self._error, call, error=error, duration=duration)
+            self._fire(self._error, call, {"error": error, "duration": duration})
         else:
-            self._fire(self._cancelled, call, duration=duration)
+            self._fire(self._cancelled, call, {"duration": duration})
 
     def _publish_end(self, call: Watched, error: BaseException | None, duration: float, closed: bool) -> None:
         if not self.bus.listeners:
             return
-        about = self.bus.session_id, time.time(), call.metadata, duration, call.attempts
+        about = self.bus.session_id, now(), call.metadata, duration, call.attempts
         if error is None:
             self.bus.publish(TaskSucceeded(*about, call.items, closed), call)
         elif isinstance(error, Exception):
@@ -159,7 +163,7 @@ class Reports:
     def reported(self, call: Watched, slot: Thread | None, type: str, data: Any) -> None:
         """The code of a call, in a worker thread or not, says something of the call."""
         if self.bus.listeners:
-            event = TaskReported(self.bus.session_id, time.time(), call.metadata, type, data)
+            event = TaskReported(self.bus.session_id, now(), call.metadata, type, data)
             self._tell(slot, partial(self.bus.publish, event, call))
 
     def logged(self, call: Watched | None, slot: Thread | None, record: LogRecord) -> None:
@@ -187,30 +191,40 @@ class Reports:
         else:
             slot.tell(publish)
 
-    def _fire(self, implementations: tuple[Implementation, ...], call: Watched, **facts: Any) -> None:
+    def _fire(self, implementations: tuple[Implementation, ...], call: Watched, facts: dict[str, Any]) -> None:
         """Call a hook for a call, from whose thread nobody has been released."""
         if not implementations:
             return
-        # In the call, but aside: the calls that hooks make are watched by nobody, least of all by these hooks.
-        token = set_current(Root(self._home.aside(), call, call.slot, accepted=True))
+        aside = Aside(self, self._aside, call, call.slot)
+        facts["metadata"] = call.metadata
+        facts["reporter"] = aside
+        token = set_current(aside)
         try:
-            _hooks.call(implementations, {**facts, "metadata": call.metadata, "reporter": CallReporter(self, call)})
+            _hooks.call(implementations, facts)
         finally:
             reset(token)
 
 
-class CallReporter:
-    """What hooks report through, in the name of a call."""
+class Aside:
+    """The position of the code of hooks: in a call, but the calls that it makes are watched by nobody.
 
-    __slots__ = ("_call", "_reports")
+    It is also what hooks report through, in the name of the call.
+    """
 
-    def __init__(self, reports: Reports, call: Watched) -> None:
+    __slots__ = ("_reports", "call", "home", "slot")
+
+    starts_background = False
+
+    def __init__(self, reports: Reports, home: Home, call: Watched, slot: Thread | None) -> None:
         self._reports = reports
-        self._call = call
+        self.home: Home = home
+        self.call: Watched | None = call
+        self.slot: Thread | None = slot
 
     def report(self, type: str, data: Any = None) -> None:
         """Publish a `TaskReported` of the call; see `daglite.plugins.Reporter`."""
-        self._reports.reported(self._call, self._call.slot, type, data)
+        if self.call is not None:
+            self._reports.reported(self.call, self.slot, type, data)
 
 
 def message_of(record: LogRecord) -> str:

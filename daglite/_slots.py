@@ -57,6 +57,8 @@ class Slot:
         if self._outer is not None:
             self._outer._adopt(self)
 
+    starts_background = False
+
     @property
     def slot(self) -> Slot:
         """The thread itself, for the calls in it."""

@@ -36,6 +36,7 @@ class Steps:
     def __init__(self, call: Call, generator: Any) -> None:
         self.call: Call = call
         call.items = 0
+        call.result = None
         self.generator: Any = generator
         self.next, self.send, self.throw = self._methods(generator)
         self.context: Context | None = None  # the stream's own, from when it is opened
@@ -77,7 +78,6 @@ class Steps:
             watcher = self.call.watcher
             if watcher is not None:
                 self._surroundings = watcher.activation(self.call)
-            self.call.attempts = 1
             if self.call.home.books is not None:
                 self.call.home.books.streams[self] = None
         return self.context

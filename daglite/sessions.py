@@ -384,7 +384,7 @@ class Session:
         self._check_open(f"the background call of {task.name!r}", position)
         # From a hook of its own it is the call of a hook: watched by nobody.
         home = position.home if position.home.session is self else self._home
-        root = Root(home, position.call, is_background=True)
+        root = Root(home, position.call, starts_background=True)
         handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root))
         self._running += 1
         self._group.start_soon(self._run, handle, name=task.name)
@@ -549,7 +549,7 @@ class Session:
             raise SessionError(f"session {self.name!r}: {what} before it was entered; use it in `async with`")
         is_running = position is not None and position.home.session is not None
         if isinstance(position, Root):
-            is_running = position.accepted
+            is_running = position.starts_background
         if self._state != "open" and not (self._state == "leaving" and is_running):
             raise SessionError(f"session {self.name!r}: {what} after it has begun to end")
         if not self._bus.loop.is_here():

@@ -226,7 +226,7 @@ class Task(Generic[P, R]):
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], backend: Backend | None = None) -> Call:
         """A call that is made here, to run on a backend."""
-        call = Call(self._spec, args, kwargs)
+        call = Call(self._spec, args, kwargs, here())
         call.backend = backend
         return call
 
@@ -291,7 +291,7 @@ class AsyncTask(Task[P, R]):
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`.
         """
-        return await run(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
+        return await run(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         return run(call)
@@ -344,7 +344,7 @@ class SyncTask(Task[P, R]):
                 would block: use `to_thread`.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
-        return run_sync(Call(self._spec, args, kwargs))  # type: ignore[no-any-return]
+        return run_sync(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
 
     async def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the task in a worker thread, in a copy of the current context, and wait for it there.
@@ -442,7 +442,7 @@ class AsyncTaskStream(Task[P, R]):
             TypeError: The function does not take these arguments.
         """
         spec = self._spec
-        return AsyncStream(AsyncSteps(Call(spec, args, kwargs), spec.func(*args, **kwargs)))
+        return AsyncStream(AsyncSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs)))
 
     async def _awaited(self, call: Call) -> Any:
         steps = AsyncSteps(call, call.spec.func(*call.args, **call.kwargs))
@@ -498,7 +498,7 @@ class SyncTaskStream(Task[P, R]):
             TypeError: The function does not take these arguments.
         """
         spec = self._spec
-        return SyncStream(SyncSteps(Call(spec, args, kwargs), spec.func(*args, **kwargs)))
+        return SyncStream(SyncSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs)))
 
     def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:
         """A stream that is stepped in a worker thread of its own, from the first step to the close.

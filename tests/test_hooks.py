@@ -930,7 +930,7 @@ async def test_nothing_is_made_for_hooks_that_nobody_implements(monkeypatch: pyt
 
     async with session(plugins=[OfSessions()]):
         with monkeypatch.context() as patch:
-            forbid(patch, "daglite._call.drafted", "daglite._reports.CallReporter", "daglite._reports.TaskStarted")
+            forbid(patch, "daglite._call.drafted", "daglite._reports.Aside", "daglite._reports.TaskStarted")
             await double(1)
             halve(2)
             await halve.to_thread(2)
@@ -946,7 +946,7 @@ async def test_no_event_is_made_for_hooks_and_no_hook_is_called_for_events(monke
             await double(1)
     async with session() as s, s.events():
         with monkeypatch.context() as patch:
-            forbid(patch, "daglite._reports.CallReporter")
+            forbid(patch, "daglite._reports.Aside")
             await double(1)
 
 
