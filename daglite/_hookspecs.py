@@ -39,6 +39,31 @@ class Reporter(Protocol):
 class HookSpecs:
     """Every hook. A plugin implements those it wants, with those of their arguments that it wants.
 
+    ```python
+    import anyio
+    from daglite import session, task
+    from daglite.plugins import hook_impl
+
+
+    class Durations:
+        @hook_impl
+        def after_node_execute(self, metadata, duration):
+            print(f"{metadata.name} took {duration:.3f} s")
+
+
+    @task
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    async def main() -> None:
+        async with session(plugins=[Durations()]):
+            await double(21)
+
+
+    anyio.run(main)
+    ```
+
     Hooks are plain functions, called in the session's process and in the thread where the call runs; those of a stream
     in the context of the stream. One that raises is logged, and the call and the other hooks go on. The calls that a
     hook makes are not watched. As in pluggy the plugin that came last is called first, but for what is marked with

@@ -63,7 +63,8 @@ def attempt(call: Call) -> Awaitable[Any]:
     func = spec.func if call.home.watcher is None else call.surrounded(spec.func)
     if spec.timeout is not None:
         return attempt_in_time(call, func, spec.timeout)
-    return func(*call.args, **call.kwargs)  # type: ignore[no-any-return]
+    # Merging no keyword arguments would cost half as much as the call.
+    return func(*call.args, **call.kwargs) if call.kwargs else func(*call.args)  # type: ignore[no-any-return]
 
 
 def attempt_sync(call: Call) -> Any:
@@ -71,7 +72,7 @@ def attempt_sync(call: Call) -> Any:
     spec = call.spec
     if spec.timeout is None:
         func = spec.func if call.home.watcher is None else call.surrounded(spec.func)
-        return func(*call.args, **call.kwargs)
+        return func(*call.args, **call.kwargs) if call.kwargs else func(*call.args)
     try:
         return run_in_daemon(described(call), spec.timeout)
     except AttemptTimeout:

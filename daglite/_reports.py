@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _hooks
 from ._bus import Bus
-from ._context import Home, reset, set_current
+from ._context import Home, Position, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
 from .events import (
     ItemYielded,
@@ -44,13 +44,15 @@ class Reports:
         home: The session.
         bus: Its subscribers.
         hooks: Its plugins.
+        outside: Where it was opened.
     """
 
-    def __init__(self, home: Home, bus: Bus, hooks: Hooks) -> None:
+    def __init__(self, home: Home, bus: Bus, hooks: Hooks, outside: Position) -> None:
         self.bus: Bus = bus
         self.hooks: Hooks = hooks
         self._home = home
         self._aside = home.aside()
+        self._outside = outside
         self._before = hooks.of("before_node_execute")
         self._after = hooks.of("after_node_execute")
         self._error = hooks.of("on_node_error")
@@ -71,13 +73,15 @@ class Reports:
         """The session was entered."""
         if self.bus.listeners:
             self.bus.publish(SessionStarted(self.bus.session_id, now(), name))
-        _hooks.call(self.hooks.of("before_session_start"), {"session_id": self.bus.session_id})
+        facts = {"session_id": self.bus.session_id}
+        self._call_aside(self.hooks.of("before_session_start"), facts, self._aside, self._outside.call)
 
     def session_ended(self, name: str, duration: float) -> None:
         """The session has ended after so many seconds."""
         facts = {"session_id": self.bus.session_id, "duration": duration}
         try:
-            _hooks.call(self.hooks.of("after_session_end"), facts)
+            outside = self._outside  # in the session no calls are made any more
+            self._call_aside(self.hooks.of("after_session_end"), facts, outside.home.aside(), outside.call)
         finally:
             if self.bus.listeners:
                 self.bus.publish(SessionEnded(self.bus.session_id, now(), name, duration))
@@ -85,10 +89,11 @@ class Reports:
     def started(self, call: Watched) -> bool:
         """A call has begun; false if nobody is to hear of it any more."""
         slot = call.slot
-        if slot is None:
+        if slot is not None:
+            if not slot.begin(call, partial(self._publish_started, call)):
+                return False
+        elif self.bus.listeners:
             self._publish_started(call)
-        elif not slot.begin(call, partial(self._publish_started, call)):
-            return False
         if self._before:
             self._fire(self._before, call, {})
         return True
@@ -130,10 +135,10 @@ class Reports:
                     self._retried(call, succeeded=error is None)
                 self._fire_end(call, error, duration)
         finally:
-            if slot is None:
-                self._publish_end(call, error, duration, closed)
-            else:
+            if slot is not None:
                 slot.end(call, partial(self._publish_end, call, error, duration, closed))
+            elif self.bus.listeners:
+                self._publish_end(call, error, duration, closed)
 
     def given_up(self, call: Watched, error: BaseException) -> Callable[[], None]:
         """The thread of a call was given up, and its state is locked; what is returned tells plugins of it later."""
@@ -195,9 +200,19 @@ class Reports:
         """Call a hook for a call, from whose thread nobody has been released."""
         if not implementations:
             return
-        aside = Aside(self, self._aside, call, call.slot)
         facts["metadata"] = call.metadata
-        facts["reporter"] = aside
+        self._call_aside(implementations, facts, self._aside, call, call.slot)
+
+    def _call_aside(
+        self,
+        implementations: tuple[Implementation, ...],
+        facts: dict[str, Any],
+        home: Home,
+        call: Watched | None,
+        slot: Thread | None = None,
+    ) -> None:
+        """Call a hook where nobody watches the calls that it makes."""
+        aside = facts["reporter"] = Aside(self, home, call, slot)
         token = set_current(aside)
         try:
             _hooks.call(implementations, facts)
@@ -215,7 +230,7 @@ class Aside:
 
     starts_background = False
 
-    def __init__(self, reports: Reports, home: Home, call: Watched, slot: Thread | None) -> None:
+    def __init__(self, reports: Reports, home: Home, call: Watched | None, slot: Thread | None) -> None:
         self._reports = reports
         self.home: Home = home
         self.call: Watched | None = call

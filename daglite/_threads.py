@@ -61,28 +61,24 @@ class Stuck:
         self._owner = owner
         self._limit = limit
         self._lock = threading.Lock()
-        self._alive: dict[Work, str] = {}
+        self.alive: dict[Work, str] = {}  # what they do, and the names of the tasks
         self._waiting: tuple[Loop, anyio.Event] | None = None
-
-    def works(self) -> list[Work]:
-        """What they do. It waits for nobody, for it is asked in signal handlers."""
-        return list(self._alive)
 
     def names(self) -> list[str]:
         """The tasks whose functions they run."""
         with self._lock:
-            return sorted(self._alive.values())
+            return sorted(self.alive.values())
 
     def add(self, work: Work) -> None:
         """A thread was abandoned."""
         with self._lock:
-            self._alive[work] = work.name
+            self.alive[work] = work.name
 
     def discard(self, work: Work) -> None:
         """An abandoned thread has ended."""
         with self._lock:
-            self._alive.pop(work, None)
-            waiting = None if self._alive else self._waiting
+            self.alive.pop(work, None)
+            waiting = None if self.alive else self._waiting
         if waiting is not None:
             loop, event = waiting
             loop.post(event.set)
@@ -93,7 +89,7 @@ class Stuck:
         Raises:
             AttemptRefused: With the `BackendError`.
         """
-        if len(self._alive) >= self._limit:
+        if len(self.alive) >= self._limit:
             stuck = ", ".join(map(repr, self.names()))
             raise AttemptRefused(
                 BackendError(
@@ -106,7 +102,7 @@ class Stuck:
         """Wait until there are none."""
         event = anyio.Event()
         with self._lock:
-            if not self._alive:
+            if not self.alive:
                 return
             self._waiting = Loop(), event
         await event.wait()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._books import Books
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ._protocols import Watched
 
 __all__ = ["CallTree", "LiveCall", "tree_of"]
+
+T = TypeVar("T")
 
 STUCK = "stuck in an abandoned thread"
 
@@ -115,7 +117,7 @@ def tree_of(books: Books) -> CallTree:
     live = sorted((call for each in all_books for call in _snapshot(each.live)), key=lambda call: call.began)
     nodes: dict[Watched, _Node] = {call: _Node(_alone(call, streams.get(call), now)) for call in live}
     roots: list[LiveCall] = []
-    for work in [work for each in all_books for work in each.stuck.works()]:
+    for work in [work for each in all_books for work in _snapshot(each.stuck.alive)]:
         call = work.call
         if call is not None:
             left = None if work.deadline is None else work.deadline - now
@@ -135,7 +137,7 @@ def _with_inner(books: Books) -> list[Books]:
     return found
 
 
-def _snapshot(items: dict[Any, None]) -> list[Any]:
+def _snapshot(items: Iterable[T]) -> list[T]:
     """What is in a dictionary that other threads change."""
     while True:
         try:
@@ -181,8 +183,7 @@ def find_call(books: Books, id: UUID) -> Watched | None:
     for each in _with_inner(books):
         for call in _snapshot(each.live):
             if call.metadata.id == id:
-                found: Watched = call
-                return found
+                return call
     return None
 
 

@@ -180,7 +180,7 @@ class Session:
             books=Books(self.name, self.id, self._threads.stuck, outer.books),
         )
         self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
-        self._reports: Reports = Reports(self._home, self._bus, hooks)
+        self._reports: Reports = Reports(self._home, self._bus, hooks, self._outside)
         assert self._home.books is not None
         self._books: Books = self._home.books
         self._running = 0

@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import current_session, current_task, gather_tasks, session, stream_tasks, task
+from daglite import TaskMetadata, current_session, current_task, gather_tasks, session, stream_tasks, task
 from daglite.events import SessionEnded, TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
 from daglite.exceptions import TaskError, TaskGroupError
+from daglite.plugins import hook_impl
+from daglite.sessions import SessionStats
 from tests.test_events import Recorder
 
 
@@ -67,15 +71,63 @@ async def double_later(number: int) -> int:
     return 2 * number
 
 
-async def run_until(steps: int, recorder: Recorder) -> bool:
-    """Run the scenario, and cancel it after so many steps of the event loop; whether it was cancelled."""
+class Balance:
+    """A plugin that counts, for each call, what begins and what ends."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[Any] = Counter()
+        self.ended: Counter[Any] = Counter()
+        self.inside: Counter[Any] = Counter()
+        self.sessions = 0
+
+    @hook_impl
+    def before_session_start(self) -> None:
+        self.sessions += 1
+
+    @hook_impl
+    def after_session_end(self) -> None:
+        self.sessions -= 1
+
+    @hook_impl
+    def before_node_execute(self, metadata: TaskMetadata) -> None:
+        self.begun[metadata.id] += 1
+
+    @hook_impl
+    def after_node_execute(self, metadata: TaskMetadata) -> None:
+        self.ended[metadata.id] += 1
+
+    @hook_impl
+    def on_node_error(self, metadata: TaskMetadata) -> None:
+        self.ended[metadata.id] += 1
+
+    @hook_impl
+    def on_node_cancelled(self, metadata: TaskMetadata) -> None:
+        self.ended[metadata.id] += 1
+
+    @hook_impl
+    @contextmanager
+    def activate(self, metadata: TaskMetadata) -> Iterator[None]:
+        token = active.set(metadata.id)
+        self.inside[metadata.id] += 1
+        try:
+            yield
+        finally:
+            self.inside[metadata.id] -= 1
+            active.reset(token)  # an error if it is another context
+
+
+active: ContextVar[Any] = ContextVar("active", default=None)
+
+
+async def run_until(steps: int, recorder: Recorder, balance: Balance) -> tuple[bool, SessionStats]:
+    """Run the scenario, and cancel it after so many steps of the event loop; whether it was cancelled, and the counts."""
 
     async def cancel() -> None:
         for _ in range(steps):
             await checkpoint()
         scope.cancel()
 
-    async with session() as outer:
+    async with session(plugins=[balance]) as outer:
         outer.watch(recorder.watch)
         async with anyio.create_task_group() as group:
             group.start_soon(cancel)
@@ -83,15 +135,18 @@ async def run_until(steps: int, recorder: Recorder) -> bool:
                 await scenario()
             group.cancel_scope.cancel()
         assert current_session() is outer
+        assert active.get() is None
+        assert outer.tree().calls == ()
     assert current_task() is None
-    return scope.cancelled_caught
+    return scope.cancelled_caught, outer.stats()
 
 
 async def test_whatever_has_started_ends_once_wherever_it_is_cancelled() -> None:
     cancelled = 0
     for steps in range(120):
-        recorder = Recorder()
-        cancelled += await run_until(steps, recorder)
+        recorder, balance = Recorder(), Balance()
+        was_cancelled, stats = await run_until(steps, recorder, balance)
+        cancelled += was_cancelled
         started = Counter(event.metadata.id for event in recorder.of(TaskStarted))
         ended: Counter[Any] = Counter(
             event.metadata.id
@@ -100,5 +155,11 @@ async def test_whatever_has_started_ends_once_wherever_it_is_cancelled() -> None
         )
         assert started == ended, steps
         assert set(started.values()) <= {1}
+        assert balance.begun == balance.ended == started, steps
+        assert set(balance.inside.values()) <= {0}
+        assert balance.sessions == 0
+        assert (stats.running, stats.started) == (0, len(started))
+        assert stats.failed == len(recorder.of(TaskFailed))
+        assert stats.cancelled == len(recorder.of(TaskCancelled))
         assert len(recorder.of(SessionEnded)) == 2 or steps == 0
     assert cancelled > 20

@@ -1124,3 +1124,24 @@ async def test_a_plugin_that_is_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="plugin Recorder is given twice"):
         async with session(plugins=[recorder, recorder]):
             pass
+
+
+async def test_what_the_hooks_of_a_session_call_is_not_watched() -> None:
+    class Calling:
+        @hook_impl
+        def before_session_start(self) -> None:
+            assert halve(2) == 1
+
+        @hook_impl
+        def after_session_end(self) -> None:
+            assert halve(4) == 2
+
+    recorder = Recorder()
+    seen: list[Any] = []
+    async with session(plugins=[recorder, Keeper(seen)]) as outer:
+        async with session(plugins=[Calling()]) as inner:
+            pass
+    assert recorder.calls() == []
+    assert {type(event) for event in seen} == {SessionStarted, SessionEnded}
+    assert inner.stats().started == 1  # the other was made when it had ended
+    assert outer.stats().started == 2

@@ -1,6 +1,7 @@
 """What type checkers infer in the code of users; and it is true at run time."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from typing_extensions import assert_type
@@ -10,6 +11,7 @@ from daglite import (
     Outcome,
     SyncTask,
     SyncTaskStream,
+    TaskMetadata,
     current_session,
     current_task,
     gather_tasks,
@@ -18,7 +20,10 @@ from daglite import (
     stream_tasks,
     task,
 )
-from daglite.sessions import CallHandle, Session
+from daglite.events import Event, LogRecorded
+from daglite.plugins import LoggingPlugin, hook_impl
+from daglite.sessions import CallHandle, Session, Subscription
+from daglite.settings import Settings
 from daglite.tasks import AsyncStream, SyncStream
 
 
@@ -130,6 +135,33 @@ async def test_sessions() -> None:
         assert_type(s.start_soon(fetch_again, "x"), CallHandle[bytes])
         assert_type(await s.start_soon(load, "x"), int)
         assert_type(await s.start_soon(rows, "x"), list[int])
+        assert_type(s.stats().failed, int)
+        assert_type(s.cancel(under=s.id), bool)
+        assert_type([call.metadata for call in s.tree()], list[TaskMetadata])
+        async with s.events(max_buffer=10, under=s.id) as events:
+            assert_type(events.dropped, int)
+            assert_type(events, Subscription)
+
+
+async def test_plugins() -> None:
+    class Plugin:
+        @hook_impl
+        def after_node_execute(self, metadata: TaskMetadata, result: object) -> None: ...
+
+        @hook_impl
+        @contextmanager
+        def activate(self, metadata: TaskMetadata) -> Iterator[None]:
+            yield
+
+        async def consume(self, events: Subscription) -> None:
+            async for event in events:
+                assert_type(event, Event)
+                if isinstance(event, LogRecorded):
+                    assert_type(event.metadata, TaskMetadata | None)
+
+    marked: Callable[[TaskMetadata, object], None] = Plugin().after_node_execute  # the mark changes nothing
+    assert callable(marked)
+    session(plugins=[Plugin(), LoggingPlugin(), "by-name"], settings=Settings(redact=lambda inputs: inputs))
     metadata = current_task()
     assert metadata is None
 
