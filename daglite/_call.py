@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -262,20 +260,6 @@ class Call:
             self.home.books.end(self, cancellation)
         return None if told else tell_plugins
 
-    def surrounded(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with what plugins put around its code.
-
-        Args:
-            func: It, or what is to run in its place.
-        """
-        watcher = self.home.watcher
-        if watcher is None:
-            return func
-        activation = watcher.activation(self)
-        if activation is None:
-            return func
-        return partial(awaited_within if self.spec.function.is_async else called_within, activation, func)
-
     def retry_in(self, exc: Exception) -> float:
         """Seconds to wait after a failed attempt, before the next; raises the error again if there is none.
 
@@ -360,22 +344,6 @@ class Call:
 
 def _nothing() -> None:
     """Told to a thread of a call that nobody watches."""
-
-
-async def awaited_within(
-    surroundings: AbstractContextManager[None], func: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Await a coroutine function inside a context manager."""
-    with surroundings:
-        return await func(*args, **kwargs)
-
-
-def called_within(
-    surroundings: AbstractContextManager[None], func: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Call a function inside a context manager."""
-    with surroundings:
-        return func(*args, **kwargs)
 
 
 def add_note(exc: BaseException, note: str) -> None:

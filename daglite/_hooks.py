@@ -121,6 +121,19 @@ class Activation:
             except Exception:
                 log_failure(each)
 
+    def around(self, func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
+        """A function inside the context managers, to be called once."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return func(*args, **kwargs)
+
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return await func(*args, **kwargs)
+
+        return awaited if is_async else called
+
 
 def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) -> None:
     """Call everyone who implements a hook; what they raise is logged.

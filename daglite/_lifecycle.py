@@ -60,7 +60,8 @@ def attempt(call: Call) -> Awaitable[Any]:
     # No coroutine of its own, which would be one more to pass through for every call.
     if call.backend is not None:
         return attempt_elsewhere(call, call.backend)
-    func = spec.func if call.home.watcher is None else call.surrounded(spec.func)
+    watcher = call.home.watcher
+    func = spec.func if watcher is None else watcher.surrounded(call, spec.func, is_async=True)
     if spec.timeout is not None:
         return attempt_in_time(call, func, spec.timeout)
     # Merging no keyword arguments would cost half as much as the call.
@@ -71,7 +72,8 @@ def attempt_sync(call: Call) -> Any:
     """Run the function once, here and now, or in a thread if it has a deadline."""
     spec = call.spec
     if spec.timeout is None:
-        func = spec.func if call.home.watcher is None else call.surrounded(spec.func)
+        watcher = call.home.watcher
+        func = spec.func if watcher is None else watcher.surrounded(call, spec.func, is_async=False)
         return func(*call.args, **call.kwargs) if call.kwargs else func(*call.args)
     try:
         return run_in_daemon(described(call), spec.timeout)
@@ -107,7 +109,9 @@ async def attempt_elsewhere(call: Call, backend: Backend) -> Any:
 def described(call: Call) -> Attempt:
     """The next execution of the function, for those who run it."""
     spec = call.spec
-    return Attempt(spec.label, call.surrounded(spec.func), call.args, call.kwargs, spec.timeout)
+    watcher = call.home.watcher
+    func = spec.func if watcher is None else watcher.surrounded(call, spec.func, is_async=False)
+    return Attempt(spec.label, func, call.args, call.kwargs, spec.timeout)
 
 
 async def pause(delay: float) -> None:

@@ -86,6 +86,10 @@ class Watcher(Protocol):
         """What surrounds the function's code; `None` if nothing does."""
         ...
 
+    def surrounded(self, call: Watched, func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
+        """The function of an attempt, with what surrounds its code."""
+        ...
+
 
 class Thread(Protocol):
     """A worker thread, which may be given up: it goes on, and nobody is to hear of it."""

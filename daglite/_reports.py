@@ -6,7 +6,6 @@ A hook that reports something does so between the first event of its call and th
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
 from time import time as now
@@ -186,9 +185,14 @@ class Reports:
             )
             self._tell(slot, partial(self.bus.publish, event, call))
 
-    def activation(self, call: Watched) -> AbstractContextManager[None] | None:
+    def activation(self, call: Watched) -> Activation | None:
         """What surrounds the function's code; `None` if nothing does."""
         return Activation(self._activate, call.metadata) if self._activate else None
+
+    def surrounded(self, call: Watched, func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
+        """The function of an attempt, with what surrounds its code."""
+        activation = self.activation(call)
+        return func if activation is None else activation.around(func, is_async=is_async)
 
     def _tell(self, slot: Thread | None, publish: Callable[[], None]) -> None:
         if slot is None:

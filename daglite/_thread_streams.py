@@ -17,7 +17,7 @@ from ._call import Call
 from ._eventloop import Loop, context_for_thread
 from ._log import logger
 from ._slots import Slot, ThreadCancelled
-from ._streams import Steps
+from ._steps import Steps
 
 __all__ = ["ThreadSteps"]
 

@@ -30,6 +30,7 @@ from ._reports import Reports
 from ._threads import MAX_THREADS, Threads
 from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
+from ._watchers import Watchers
 from .exceptions import SessionError
 from .settings import Settings
 from .tasks import as_task
@@ -185,18 +186,18 @@ class Session:
         self._books: Books = self._home.books
         self._running = 0
         self._idle: anyio.Event | None = None
-        self._watchers: set[anyio.CancelScope] = set()
         self._group: TaskGroup = anyio.create_task_group()
         await self._group.__aenter__()
         self._failures = Failures()
         self._failures.scope = self._group.cancel_scope
+        self._watchers = Watchers(self._home, self._bus, self._group, self._failures, self._outside)
         self._began = time.perf_counter()
         self._state = "open"
         self._token = set_current(Root(self._home, self._outside.call, self._outside.slot))
         try:
             for plugin in hooks.own:
                 if hasattr(plugin, "consume"):
-                    self._follow(plugin.consume, f"plugin {name_of(plugin)}")
+                    self._watchers.start(plugin.consume, f"plugin {name_of(plugin)}")
             self._reports.session_started(self.name)
         except BaseException as exc:  # an interrupt in a hook
             await self.__aexit__(type(exc), exc, exc.__traceback__)
@@ -227,9 +228,7 @@ class Session:
             self._failures.add(interrupt)
         self._books.close()
         self._bus.end(lasting=True)
-        deadline = anyio.current_time() + self._home.grace
-        for scope in self._watchers:
-            scope.deadline = deadline
+        self._watchers.end_soon()
         cancellation = await self._leave_group(cancellation)
         if stuck := ", ".join(map(repr, self._threads.stuck.names())):
             text = f"session {self.name!r} has ended while threads of it still run, past their deadlines: in {stuck}"
@@ -511,37 +510,7 @@ class Session:
         if not is_coroutine_function(consumer):
             raise TypeError(f"session {self.name!r}: watch() takes a coroutine function, not {consumer!r}")
         self._check_open("watch()", None)
-        self._follow(consumer, repr(consumer))
-
-    def _follow(self, consumer: Callable[[Subscription], Awaitable[Any]], name: str) -> None:
-        """Start what watches the session, under a name for messages."""
-        events = Subscription(self._bus, lasting=True)
-        events.open()
-        scope = anyio.CancelScope(shield=True)
-        self._watchers.add(scope)
-        self._group.start_soon(self._watch, consumer, name, events, scope, name=f"watch {self.name}")
-
-    async def _watch(
-        self,
-        consumer: Callable[[Subscription], Awaitable[Any]],
-        name: str,
-        events: Subscription,
-        scope: anyio.CancelScope,
-    ) -> None:
-        set_current(self._outside)
-        with scope:
-            try:
-                await consumer(events)
-            except Exception:
-                logger().exception("session %r: %s failed to watch it", self.name, name)
-            except get_cancelled_exc_class():
-                logger().warning("session %r: %s had not seen all events after %g s", self.name, name, self._home.grace)
-                raise
-            except BaseException as exc:
-                self._failures.add(exc)
-            finally:
-                events.close()
-                self._watchers.discard(scope)
+        self._watchers.start(consumer, repr(consumer))
 
     def _check_open(self, what: str, position: Position | None) -> None:
         """Raise if the session is not to be used, but for the running calls of one that is about to end."""

@@ -19,7 +19,8 @@ from ._protocols import Attempt, Backend
 from ._reference import reduce_partial, reduce_task
 from ._retry import RetryOn
 from ._spec import Spec
-from ._streams import AsyncSteps, AsyncStream, SyncSteps, SyncStream
+from ._steps import AsyncSteps, SyncSteps
+from ._streams import AsyncStream, SyncStream
 from ._thread_streams import ThreadSteps
 from ._typing import NOT_GIVEN, NotGiven
 

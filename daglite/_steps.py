@@ -1,0 +1,349 @@
+"""Generators that are stepped in a context of their own, and the books of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
+from contextvars import Context, copy_context
+from types import coroutine
+from typing import Any
+
+import anyio
+
+from ._call import Call
+from ._context import Position, set_current
+from ._log import logger
+from .exceptions import SessionError
+
+__all__ = ["AsyncSteps", "Steps", "SyncSteps"]
+
+
+class Steps:
+    """The books of one stream: open or not, busy or not, and one end.
+
+    Args:
+        call: The call.
+        generator: What is stepped.
+    """
+
+    def __init__(self, call: Call, generator: Any) -> None:
+        self.call: Call = call
+        call.items = 0
+        call.result = None
+        self.generator: Any = generator
+        self.next, self.send, self.throw = self._methods(generator)
+        self.context: Context | None = None  # the stream's own, from when it is opened
+        self.busy: bool = False
+        self.closing: bool = False
+        self.ended: bool = False
+        self._surroundings: AbstractContextManager[None] | None = None  # of the generator's code, by plugins
+        self._entered = False
+
+    in_thread: bool = False  # of its own
+
+    def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
+        return generator.__next__, generator.send, generator.throw
+
+    def _own_context(self) -> Context:
+        return copy_context()
+
+    def _position(self) -> Position:
+        return self.call
+
+    def open(self) -> Context:
+        """Begin the call, if that has not been done, in a copy of the context of whoever does.
+
+        Raises:
+            SessionError: The session accepts no more calls.
+        """
+        if self.context is None:
+            context = self._own_context()
+            self.call.move_here()
+            context.run(set_current, self._position())
+            try:
+                context.run(self.call.begin)
+            except SessionError:
+                raise
+            except BaseException:  # an interrupt in a hook: it has begun, and ended
+                self.ended = True
+                raise
+            self.context = context
+            watcher = self.call.watcher
+            if watcher is not None:
+                self._surroundings = watcher.activation(self.call)
+            if self.call.home.books is not None:
+                self.call.home.books.streams[self] = None
+        return self.context
+
+    def enter(self, what: str) -> Context:
+        """Begin a step, or the close.
+
+        Args:
+            what: What it is called in messages.
+
+        Returns:
+            The context to take it in.
+
+        Raises:
+            RuntimeError: Another step, or the close, runs elsewhere.
+        """
+        if self.busy:
+            raise RuntimeError(f"stream {self.call.spec.label!r} was {what} while a step of it runs elsewhere")
+        context = self.context or self.open()
+        self.busy = True
+        self.closing = what == "closed"
+        return context
+
+    def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
+
+        Args:
+            make: Takes the step.
+        """
+        if self._surroundings is None:
+            return make
+
+        def step() -> Any:
+            try:
+                self._enter_surroundings()
+                return make()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
+
+        return step
+
+    def last(self, close: Callable[[], Any]) -> Callable[[], Any]:
+        """The close, inside the same.
+
+        Args:
+            close: Closes the generator.
+        """
+        if self._surroundings is None:
+            return close
+
+        def step() -> Any:
+            try:
+                close()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
+            self._leave_surroundings(None)
+
+        return step
+
+    def _enter_surroundings(self) -> None:
+        if self._surroundings is not None and not self._entered:
+            self._entered = True
+            self._surroundings.__enter__()
+
+    def _leave_surroundings(self, exc: BaseException | None) -> None:
+        if self._surroundings is not None:
+            if isinstance(exc, (StopIteration, StopAsyncIteration)):
+                exc = None
+            self._surroundings.__exit__(None if exc is None else type(exc), exc, getattr(exc, "__traceback__", None))
+
+    def yielded(self) -> None:
+        """Note an item; who watches hears of it in the stream's own context."""
+        if self.call.watcher is None or self.context is None:
+            self.call.yielded()
+        else:
+            self.context.run(self.call.yielded)
+
+    def left(self, exc: BaseException, thrown: BaseException | None = None) -> BaseException:
+        """The end of a step that gave no item.
+
+        Args:
+            exc: How the generator has left it.
+            thrown: What was thrown into the generator. If that comes out again it is no failure of the stream.
+
+        Returns:
+            What is to be raised.
+        """
+        if isinstance(exc, (StopIteration, StopAsyncIteration)):
+            self.end(None)
+            return exc
+        if exc is thrown:
+            self.end(None, closed=True)
+            return exc
+        return self.end(exc) or exc
+
+    def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
+        """Note the end, of which there is one.
+
+        Args:
+            exc: What the generator has raised, if it did.
+            closed: Whether it was closed before it was exhausted.
+
+        Returns:
+            What is to be raised instead.
+        """
+        self.ended = True
+        if self.call.home.books is not None:
+            self.call.home.books.streams.pop(self, None)
+        if self.context is None:
+            return None
+        if self.call.watcher is None:
+            return self.call.end(exc, closed=closed)
+        return self.context.run(self.call.end, exc, closed=closed)
+
+
+class AsyncSteps(Steps):
+    """An async generator, stepped in the consumer's task."""
+
+    def __init__(self, call: Call, generator: Any) -> None:
+        super().__init__(call, generator)
+        self._closing: anyio.Event | None = None
+
+    def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
+        return generator.__anext__, generator.asend, generator.athrow
+
+    def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
+
+        Args:
+            make: Gives what is to be awaited.
+        """
+        if self._surroundings is None:
+            return make
+
+        async def step() -> Any:
+            try:
+                self._enter_surroundings()
+                return await make()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
+
+        return step
+
+    def last(self, close: Callable[[], Any]) -> Callable[[], Any]:
+        """The close, inside the same.
+
+        Args:
+            close: Gives what is to be awaited.
+        """
+        if self._surroundings is None:
+            return close
+
+        async def step() -> Any:
+            try:
+                await close()
+            except BaseException as exc:
+                self._leave_surroundings(exc)
+                raise
+            self._leave_surroundings(None)
+
+        return step
+
+    async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
+        """Take a step.
+
+        Args:
+            what: What it is called in messages.
+            make: Gives what is to be awaited.
+            thrown: What is thrown into the generator by it.
+        """
+        if self.ended:
+            raise StopAsyncIteration
+        context = self.enter(what)
+        try:
+            item = await in_context(context, self.within(make)())
+        except BaseException as exc:
+            raise self.left(exc, thrown)
+        finally:
+            self.busy = False
+        self.yielded()
+        return item
+
+    async def aclose(self) -> None:
+        """Close the generator; who comes second waits for the first."""
+        if self._closing is not None:
+            await self._closing.wait()
+        if self.ended:
+            return
+        if self.context is None:
+            await self.generator.aclose()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        context = self.enter("closed")
+        self._closing = anyio.Event()
+        try:
+            await in_context(context, self.last(self.generator.aclose)())
+        except BaseException as exc:
+            raise self.left(exc)
+        else:
+            self.end(None, closed=True)
+        finally:
+            self.busy = False
+            self._closing.set()
+
+    def drop(self) -> None:
+        """Nobody can step it any more."""
+        session = self.call.home.session
+        if session is not None and self.context is not None and not self.ended:
+            session._close_soon(self)
+
+
+class SyncSteps(Steps):
+    """A generator, stepped in the thread of whoever does."""
+
+    def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`."""
+        if self.ended:
+            raise StopIteration
+        context = self.enter(what)
+        try:
+            item = context.run(self.within(make))
+        except BaseException as exc:
+            raise self.left(exc, thrown)
+        finally:
+            self.busy = False
+        self.yielded()
+        return item
+
+    def close_now(self) -> None:
+        """Close the generator."""
+        if self.ended:
+            return
+        if self.context is None:
+            self.generator.close()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        context = self.enter("closed")
+        try:
+            context.run(self.last(self.generator.close))
+        except BaseException as exc:
+            raise self.left(exc)
+        else:
+            self.end(None, closed=True)
+        finally:
+            self.busy = False
+
+    async def aclose(self) -> None:
+        """The same, for those who close async streams too."""
+        self.close_now()
+
+    def drop(self) -> None:
+        """Nobody can step it any more: close it, as Python does with a generator."""
+        try:
+            self.close_now()
+        except Exception:
+            logger().exception("stream %r failed to close", self.call.spec.label)
+
+
+@coroutine
+def in_context(context: Context, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await something in another context than the task's: every part of it, between two waits, runs there."""
+    steps: Any = awaitable.__await__()
+    try:
+        waits_for = context.run(steps.send, None)
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as exc:  # a cancellation, or that this coroutine is closed
+                waits_for = context.run(steps.throw, exc)
+            else:
+                waits_for = context.run(steps.send, value)
+    except StopIteration as stop:
+        return stop.value
