@@ -216,7 +216,7 @@ async def test_a_step_in_a_threads_own_stream_is_in_a_thread() -> None:
 async def test_abandoned_threads_are_told_of_with_how_late_they_are() -> None:
     leave = threading.Event()
 
-    @task(timeout=0.2, retries=1, retry_delay=60)
+    @task(timeout=1, retries=1, retry_delay=60)
     def stubborn() -> None:
         leave.wait(30)
 
