@@ -224,7 +224,7 @@ async def test_a_consumer_may_leave_early() -> None:
                 break
 
     consumer = Consumer()
-    async with session(plugins=[Brief(), consumer], grace=0):
+    async with session(plugins=[Brief(), consumer]):
         await anyio.wait_all_tasks_blocked()
         await double(1)
     assert consumer.kinds[-1] is SessionEnded
