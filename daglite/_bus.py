@@ -5,19 +5,19 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import anyio
 
 from ._eventloop import Loop
 from ._log import logger
-from .events import Event
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._protocols import Watched
+    from .events import Event
 
 __all__ = ["Bus", "Subscription"]
 
@@ -152,7 +152,7 @@ class Subscription:
         if self._used:
             raise RuntimeError("a subscription can be entered once; session.events() makes another")
         self._used = True
-        self._send, self._receive = anyio.create_memory_object_stream[deque[Event]](1)
+        self._send, self._receive = anyio.create_memory_object_stream[Any](1)
         if self._bus.closed:
             self._send.close()
             return

@@ -164,9 +164,9 @@ class FanOut:
             await self._sources.aclose(self._grace)
 
     async def _one(self, index: int, args: tuple[Any, ...], keep: Callable[[int, Any, Exception | None], None]) -> None:
-        if self._failures.scope.cancel_called:
-            return
         try:
+            if self._failures.scope.cancel_called:
+                return
             cancel = partial(self._cancel, index)
             value = await self.task._run_one(args, index, self._backend, cancel)
         except BaseException as exc:
@@ -179,7 +179,7 @@ class FanOut:
         else:
             keep(index, value, None)
         finally:
-            del self._running[index]
+            self._running.pop(index, None)
             if self._places is not None:
                 self._places.release()
 

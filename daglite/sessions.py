@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from uuid import UUID
 
 import anyio
@@ -26,7 +26,6 @@ from ._hooks import Hooks, name_of
 from ._log import logger
 from ._metadata import new_id
 from ._options import check_backend
-from ._reports import Reports
 from ._threads import MAX_THREADS, Threads
 from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
@@ -34,6 +33,9 @@ from ._watchers import Watchers
 from .exceptions import SessionError
 from .settings import Settings
 from .tasks import as_task
+
+if TYPE_CHECKING:
+    from ._reports import Reports
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -166,6 +168,8 @@ class Session:
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise SessionError(f"session {self.name!r} was entered before; session() makes another")
+        from ._reports import Reports  # the events take 15 ms to import, which a program without sessions is spared
+
         self._outside: Position = here()
         outer = self._outside.home
         enclosing = outer.session if isinstance(outer.session, Session) else None
