@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._context import Home, Position, here, reset, reset_token, set_current
-from ._eventloop import cancellations, is_being_cancelled
+from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
 from ._slots import ThreadCancelled
@@ -134,7 +134,7 @@ class Call:
     def __enter__(self) -> Self:
         self._token = set_current(self)  # before the hooks of its beginning
         home = self.home
-        if home.is_quiet and self.slot is None and not self.spec.retries:
+        if home.is_quiet and self.slot is None and self.spec.is_plain:
             books = home.books
             if books is not None:  # what `begin` comes to here, without the way there
                 self.began = perf_counter()
@@ -172,11 +172,14 @@ class Call:
 
         Raises:
             SessionError: The session accepts no more calls.
+            RuntimeError: It would block the event loop.
         """
-        home = self.home
+        home, spec = self.home, self.spec
         if home.leaving:
-            home.refuse(self.spec.label, self.parent)
-        if self.spec.retries:
+            home.refuse(spec.label, self.parent)
+        if not (spec.is_plain or spec.is_async or self.backend):
+            self.refuse_to_block(spec.options.retry_delay if spec.retries else 0)
+        if spec.retries:
             self._cancellations = cancellations()
         books = home.books
         if books is None:
@@ -277,6 +280,25 @@ class Call:
             return delay
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
+
+    def refuse_to_block(self, delay: float) -> None:
+        """Raise if the call, in place, would stop the event loop of this thread while it waits.
+
+        Args:
+            delay: Seconds before a retry.
+
+        Raises:
+            RuntimeError: It would, for so long or for its timeout.
+        """
+        timeout = self.spec.timeout
+        if (not delay and timeout is None) or not in_event_loop():
+            return
+        what = f"retry_delay of {delay:g} s" if timeout is None else f"timeout of {timeout:g} s"
+        text = (
+            f"task {self.spec.label!r} would block the event loop for its {what}; "
+            f"write: await {self.spec.function.name}.to_thread(...)"
+        )
+        raise self.refuse(RuntimeError(text))
 
     def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
         """The error of an attempt whose time is up.

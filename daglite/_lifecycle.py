@@ -14,7 +14,6 @@ from anyio.lowlevel import checkpoint
 
 from ._bridge import run_in_daemon
 from ._call import Call
-from ._eventloop import in_event_loop
 from ._protocols import Attempt, AttemptRefused, AttemptTimeout, Backend
 
 __all__ = ["run", "run_sync"]
@@ -38,8 +37,6 @@ async def run(call: Call) -> Any:
 
 def run_sync(call: Call) -> Any:
     """Call a task's function until it succeeds or may not be tried again."""
-    if call.spec.waits:
-        refuse_to_block(call, call.spec.options.retry_delay)
     with call:
         while True:
             try:
@@ -124,7 +121,7 @@ async def pause(delay: float) -> None:
 def pause_sync(call: Call, delay: float) -> None:
     """Wait before a retry."""
     if delay:
-        refuse_to_block(call, delay)  # the seconds may be those that `retry_on` has returned
+        call.refuse_to_block(delay)  # the seconds may be those that `retry_on` has returned
         time.sleep(delay)
 
 
@@ -134,16 +131,3 @@ async def give_way(deadline: float) -> None:
         # asyncio looks at its timers between two steps of a task: the first step lets it, the second is cancelled.
         await checkpoint()
         await checkpoint()
-
-
-def refuse_to_block(call: Call, delay: float) -> None:
-    """Raise if a call would stop the event loop of this thread, while it waits for a retry or for a deadline."""
-    timeout = call.spec.timeout
-    if (not delay and timeout is None) or not in_event_loop():
-        return
-    what = f"retry_delay of {delay:g} s" if timeout is None else f"timeout of {timeout:g} s"
-    text = (
-        f"task {call.spec.label!r} would block the event loop for its {what}; "
-        f"write: await {call.spec.function.name}.to_thread(...)"
-    )
-    raise call.refuse(RuntimeError(text))

@@ -23,7 +23,7 @@ class Spec:
         self.func: Any = function.call
         self.retries: int = options.retries
         self.timeout: float | None = options.timeout
-        self.waits: bool = self.timeout is not None or bool(self.retries and options.retry_delay)
+        self.is_plain: bool = self.timeout is None and not self.retries
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
         self.description: str | None = options.description
