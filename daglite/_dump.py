@@ -19,7 +19,7 @@ def dump_on_signal(signum: int | None = None) -> None:
     """Print the calls of all open sessions to stderr when the process gets a signal: `kill -USR1 <pid>`.
 
     It works while the event loop waits, and also while it is blocked by a function: the trees are printed by the main
-    thread as soon as that runs Python code. A handler that was set before is called afterwards. Calling it again
+    thread, between two steps of Python code or out of a wait. A handler that was set before is called afterwards. Calling it again
     changes nothing.
 
     ```python

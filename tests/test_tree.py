@@ -1,6 +1,5 @@
 """What runs at this moment, seen from inside and from outside, and how to end a part of it."""
 
-import os
 import re
 import signal
 import subprocess
@@ -470,14 +469,20 @@ async def test_wrong_uses_of_cancel_are_errors() -> None:
 # From outside --------------------------------------------------------------------------------------
 
 PROGRAM = """
-import sys, threading, time
+import sys, time
+from pathlib import Path
 import anyio
 from daglite import dump_on_signal, session, task
 
+def wait_for(name):
+    # In steps: a thread that is just about to wait for long hears of a signal when it wakes.
+    print("ready", flush=True)
+    while not Path(name).exists():
+        time.sleep(0.01)
+
 @task
 def blocking():
-    print("ready", flush=True)
-    sys.stdin.readline()
+    wait_for("go")
 
 @task
 async def waiting():
@@ -489,12 +494,13 @@ async def waiting():
 async def main():
     async with session(name="one"), session(name="two") as s:
         s.start_soon(waiting)
+        while s.stats().succeeded < 2:
+            await anyio.sleep(0.01)
 
 dump_on_signal()
 dump_on_signal()
 anyio.run(main, backend=sys.argv[1])
-print("done", flush=True)
-sys.stdin.readline()
+wait_for("end")
 """
 
 
@@ -506,24 +512,21 @@ def test_a_signal_prints_the_trees_of_all_sessions(event_loop: str, how: str, tm
     program.write_text(PROGRAM)
     with subprocess.Popen(
         [sys.executable, "-W", "error", program, event_loop, how],
-        stdin=subprocess.PIPE,
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
         lines = [process.stderr.readline() for _ in range(3)]
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
+        (tmp_path / "go").touch()
+        assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
         lines.append(process.stderr.readline())
-        process.stdin.write("\n")
-        process.stdin.flush()
+        (tmp_path / "end").touch()
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
     assert re.fullmatch(r"session 'one': 2 calls run, \d+\.\d s old  \[.*\]\n", lines[0])
@@ -545,7 +548,7 @@ async def test_a_handler_that_was_there_is_called_too(capsys: pytest.CaptureFixt
     signal.signal(signal.SIGUSR1, lambda signum, frame: called.append(signum))
     dump_on_signal(signal.SIGUSR1)
     async with session(name="here"):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         await checkpoint()
     assert called == [signal.SIGUSR1]
     assert capsys.readouterr().err.startswith("session 'here': no call runs, ")
@@ -557,7 +560,7 @@ def test_a_closed_stderr_does_not_disturb_the_program(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     dump_on_signal()
-    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.raise_signal(signal.SIGUSR1)
     monkeypatch.undo()
     assert capfd.readouterr().err == "daglite: no session is open\n"
 
