@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pluggy
@@ -94,11 +93,48 @@ class Activation:
     """
 
     def __init__(self, implementations: tuple[Implementation, ...], metadata: TaskMetadata) -> None:
+        self.begun: bool = False
         self._implementations = implementations
         self._metadata = metadata
         self._entered: list[tuple[Implementation, Any]] = []
 
-    def __enter__(self) -> None:
+    def around(self, func: Callable[..., Any], *, is_async: bool, is_last: bool = True) -> Callable[..., Any]:
+        """A function inside the context managers: they are entered by the first, and left by one that raises.
+
+        Args:
+            func: An attempt, or a step of a stream.
+            is_async: Whether it is to be awaited.
+            is_last: Whether they are left after it in any case, because no other follows.
+        """
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self._enter()
+            try:
+                result = func(*args, **kwargs)
+            except BaseException as exc:
+                self._leave(exc, is_last=is_last)
+                raise
+            if is_last:
+                self._leave(None)
+            return result
+
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            self._enter()
+            try:
+                result = await func(*args, **kwargs)
+            except BaseException as exc:
+                self._leave(exc, is_last=is_last)
+                raise
+            if is_last:
+                self._leave(None)
+            return result
+
+        return awaited if is_async else called
+
+    def _enter(self) -> None:
+        if self.begun:
+            return
+        self.begun = True
         try:
             for each in self._implementations:
                 try:
@@ -108,31 +144,18 @@ class Activation:
                 except Exception:
                     log_failure(each)
         except BaseException as exc:  # an interrupt
-            self.__exit__(type(exc), exc, exc.__traceback__)
+            self._leave(exc)
             raise
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def _leave(self, exc: BaseException | None, *, is_last: bool = True) -> None:
+        if not is_last and isinstance(exc, (StopIteration, StopAsyncIteration)):
+            exc = None  # it is how a step says that the stream has ended
         while self._entered:
             each, manager = self._entered.pop()
             try:
-                manager.__exit__(exc_type, exc, traceback)
+                manager.__exit__(None if exc is None else type(exc), exc, exc and exc.__traceback__)
             except Exception:
                 log_failure(each)
-
-    def around(self, func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
-        """A function inside the context managers, to be called once."""
-
-        def called(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return func(*args, **kwargs)
-
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return await func(*args, **kwargs)
-
-        return awaited if is_async else called
 
 
 def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
     from ._metadata import TaskMetadata
 
-__all__ = ["Attempt", "AttemptRefused", "AttemptTimeout", "Backend", "Thread", "Watched", "Watcher"]
+__all__ = ["Attempt", "AttemptRefused", "AttemptTimeout", "Backend", "Surroundings", "Thread", "Watched", "Watcher"]
 
 
 class Watched(Protocol):
@@ -51,6 +50,16 @@ class Watched(Protocol):
         ...
 
 
+class Surroundings(Protocol):
+    """What plugins put around the code of a function: context managers that are entered once, and left once."""
+
+    begun: bool
+
+    def around(self, func: Callable[..., Any], *, is_async: bool, is_last: bool = True) -> Callable[..., Any]:
+        """A function inside them: they are entered by the first, and left by one that raises, or that is the last."""
+        ...
+
+
 class Watcher(Protocol):
     """Who watches calls. Nothing it is told may fail or wait."""
 
@@ -82,7 +91,7 @@ class Watcher(Protocol):
         """The thread of a call was given up, and its state is locked; what is returned tells plugins of it later."""
         ...
 
-    def activation(self, call: Watched) -> AbstractContextManager[None] | None:
+    def activation(self, call: Watched) -> Surroundings | None:
         """What surrounds the function's code; `None` if nothing does."""
         ...
 

@@ -16,6 +16,7 @@ from ._bus import Bus
 from ._context import Home, Position, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
 from .events import (
+    Event,
     ItemYielded,
     LogRecorded,
     SessionEnded,
@@ -107,7 +108,7 @@ class Reports:
         self._retried(call, succeeded=False)
         if self.bus.listeners:
             event = TaskRetrying(self.bus.session_id, now(), call.metadata, attempt, delay, described(error))
-            self._tell(call.slot, partial(self.bus.publish, event, call))
+            self._publish(event, call, call.slot)
         self._fire(self._before_retry, call, {"attempt": attempt, "error": error})
 
     def _retried(self, call: Watched, *, succeeded: bool) -> None:
@@ -121,7 +122,7 @@ class Reports:
         """A stream has given an item."""
         if self.bus.listeners:
             event = ItemYielded(self.bus.session_id, now(), call.metadata, index)
-            self._tell(call.slot, partial(self.bus.publish, event, call))
+            self._publish(event, call, call.slot)
         self._fire(self._iteration, call, {"index": index})
 
     def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
@@ -168,7 +169,7 @@ class Reports:
         """The code of a call, in a worker thread or not, says something of the call."""
         if self.bus.listeners:
             event = TaskReported(self.bus.session_id, now(), call.metadata, type, data)
-            self._tell(slot, partial(self.bus.publish, event, call))
+            self._publish(event, call, slot)
 
     def logged(self, call: Watched | None, slot: Thread | None, record: LogRecord) -> None:
         """The code of a call, or of the session outside of calls, has logged something."""
@@ -183,7 +184,7 @@ class Reports:
                 message_of(record),
                 described(error) if error else None,
             )
-            self._tell(slot, partial(self.bus.publish, event, call))
+            self._publish(event, call, slot)
 
     def activation(self, call: Watched) -> Activation | None:
         """What surrounds the function's code; `None` if nothing does."""
@@ -194,11 +195,11 @@ class Reports:
         activation = self.activation(call)
         return func if activation is None else activation.around(func, is_async=is_async)
 
-    def _tell(self, slot: Thread | None, publish: Callable[[], None]) -> None:
+    def _publish(self, event: Event, call: Watched | None, slot: Thread | None) -> None:
         if slot is None:
-            publish()
+            self.bus.publish(event, call)
         else:
-            slot.tell(publish)
+            slot.tell(partial(self.bus.publish, event, call))
 
     def _fire(self, implementations: tuple[Implementation, ...], call: Watched, facts: dict[str, Any]) -> None:
         """Call a hook for a call, from whose thread nobody has been released."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from types import coroutine
 from typing import Any
@@ -13,6 +12,7 @@ import anyio
 from ._call import Call
 from ._context import Position, set_current
 from ._log import logger
+from ._protocols import Surroundings
 from .exceptions import SessionError
 
 __all__ = ["AsyncSteps", "Steps", "SyncSteps"]
@@ -36,8 +36,7 @@ class Steps:
         self.busy: bool = False
         self.closing: bool = False
         self.ended: bool = False
-        self._surroundings: AbstractContextManager[None] | None = None  # of the generator's code, by plugins
-        self._entered = False
+        self._surroundings: Surroundings | None = None  # of the generator's code, by plugins
 
     in_thread: bool = False  # of its own
 
@@ -94,58 +93,21 @@ class Steps:
         self.closing = what == "closed"
         return context
 
-    def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
+    def within(self, make: Callable[[], Any], *, is_last: bool = False) -> Callable[[], Any]:
         """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
 
         Args:
-            make: Takes the step.
+            make: Takes the step, or gives what is to be awaited.
+            is_last: Whether it is the close.
         """
-        if self._surroundings is None:
+        around = self._surroundings
+        if around is None or (is_last and not around.begun):
             return make
-
-        def step() -> Any:
-            try:
-                self._enter_surroundings()
-                return make()
-            except BaseException as exc:
-                self._leave_surroundings(exc)
-                raise
-
-        return step
-
-    def last(self, close: Callable[[], Any]) -> Callable[[], Any]:
-        """The close, inside the same.
-
-        Args:
-            close: Closes the generator.
-        """
-        if self._surroundings is None:
-            return close
-
-        def step() -> Any:
-            try:
-                close()
-            except BaseException as exc:
-                self._leave_surroundings(exc)
-                raise
-            self._leave_surroundings(None)
-
-        return step
-
-    def _enter_surroundings(self) -> None:
-        if self._surroundings is not None and not self._entered:
-            self._entered = True
-            self._surroundings.__enter__()
-
-    def _leave_surroundings(self, exc: BaseException | None) -> None:
-        if self._surroundings is not None:
-            if isinstance(exc, (StopIteration, StopAsyncIteration)):
-                exc = None
-            self._surroundings.__exit__(None if exc is None else type(exc), exc, getattr(exc, "__traceback__", None))
+        return around.around(make, is_async=self.call.spec.is_async, is_last=is_last)
 
     def yielded(self) -> None:
         """Note an item; who watches hears of it in the stream's own context."""
-        if self.call.watcher is None or self.context is None:
+        if self.call.home.watcher is None or self.context is None:
             self.call.yielded()
         else:
             self.context.run(self.call.yielded)
@@ -198,44 +160,6 @@ class AsyncSteps(Steps):
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__anext__, generator.asend, generator.athrow
 
-    def within(self, make: Callable[[], Any]) -> Callable[[], Any]:
-        """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
-
-        Args:
-            make: Gives what is to be awaited.
-        """
-        if self._surroundings is None:
-            return make
-
-        async def step() -> Any:
-            try:
-                self._enter_surroundings()
-                return await make()
-            except BaseException as exc:
-                self._leave_surroundings(exc)
-                raise
-
-        return step
-
-    def last(self, close: Callable[[], Any]) -> Callable[[], Any]:
-        """The close, inside the same.
-
-        Args:
-            close: Gives what is to be awaited.
-        """
-        if self._surroundings is None:
-            return close
-
-        async def step() -> Any:
-            try:
-                await close()
-            except BaseException as exc:
-                self._leave_surroundings(exc)
-                raise
-            self._leave_surroundings(None)
-
-        return step
-
     async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
         """Take a step.
 
@@ -269,7 +193,7 @@ class AsyncSteps(Steps):
         context = self.enter("closed")
         self._closing = anyio.Event()
         try:
-            await in_context(context, self.last(self.generator.aclose)())
+            await in_context(context, self.within(self.generator.aclose, is_last=True)())
         except BaseException as exc:
             raise self.left(exc)
         else:
@@ -312,7 +236,7 @@ class SyncSteps(Steps):
             return
         context = self.enter("closed")
         try:
-            context.run(self.last(self.generator.close))
+            context.run(self.within(self.generator.close, is_last=True))
         except BaseException as exc:
             raise self.left(exc)
         else:

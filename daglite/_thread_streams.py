@@ -120,7 +120,7 @@ class ThreadSteps(Steps):
         self.enter("closed")
         self._closing = anyio.Event()
         try:
-            reply, cancellation = await self._ask(self.last(self.generator.close))
+            reply, cancellation = await self._ask(self.within(self.generator.close, is_last=True))
             self._dismiss()
             if reply.error is not None:
                 raise self.left(reply.error)
@@ -134,7 +134,7 @@ class ThreadSteps(Steps):
     async def _cancelled(self, cancellation: BaseException) -> BaseException:
         """Close the generator, and end the stream as cancelled."""
         with anyio.CancelScope(shield=True):
-            reply, _ = await self._ask(self.last(self.generator.close))
+            reply, _ = await self._ask(self.within(self.generator.close, is_last=True))
         self._dismiss()
         return self.left(cancellation if reply.error is None else reply.error)
 

@@ -376,3 +376,18 @@ async def test_an_interrupt_while_entering_leaves_what_was_entered() -> None:
         assert path() == ""
     assert tracing.threads.keys() == {"leaf", "rows"}
     assert tracing.paths == ["leaf", "rows"]
+
+
+async def test_a_function_that_raises_stop_iteration_has_failed_and_a_stream_has_ended() -> None:
+    tracing = Tracing()
+
+    @task
+    def exhausted() -> None:
+        next(iter(()))
+
+    async with session(plugins=[tracing]):
+        with pytest.raises(TaskError):
+            exhausted()
+        assert len(list(sync_rows([]))) == 10
+    errors = {span.name: type(span.error) for span in tracing.spans.values()}
+    assert errors == {"exhausted": StopIteration, "sync_rows": type(None)}

@@ -72,16 +72,20 @@ async def test_a_consumer_gets_everything_from_the_start_to_the_end() -> None:
 
 async def test_a_consumer_reads_while_the_session_goes_on() -> None:
     heard = anyio.Event()
+    seen: list[Any] = []
 
     class Listener:
         async def consume(self, events: Any) -> None:
             async for event in events:
+                seen.append(type(event))
                 if isinstance(event, TaskReported):
                     heard.set()
 
     async with session(plugins=[Listener()]):
         await say("hello")
         await heard.wait()
+        assert seen[:3] == [SessionStarted, TaskStarted, TaskReported]
+        assert SessionEnded not in seen
 
 
 async def test_a_consumer_hears_of_threads_and_of_inner_sessions() -> None:

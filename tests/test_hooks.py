@@ -531,12 +531,20 @@ async def test_a_class_is_refused_and_told_apart_from_its_instance() -> None:
 
 
 async def test_an_unknown_hook_that_is_marked_as_optional_is_ignored() -> None:
+    called: list[str] = []
+
     class ForLater:
         @hook_impl(optionalhook=True)
-        def on_node_teleported(self) -> None: ...
+        def on_node_teleported(self) -> None:
+            called.append("teleported")
+
+        @hook_impl
+        def after_node_execute(self) -> None:
+            called.append("executed")
 
     async with session(plugins=[ForLater()]):
-        await double(1)
+        assert await double(1) == 2
+    assert called == ["executed"]
 
 
 # Isolation -------------------------------------------------------------------------------------
@@ -745,6 +753,7 @@ async def test_a_hook_reports_in_the_name_of_the_call() -> None:
 
 async def test_a_reporter_that_nobody_hears_does_nothing() -> None:
     kept: list[Any] = []
+    seen: list[Any] = []
 
     class Keeping:
         @hook_impl
@@ -753,8 +762,12 @@ async def test_a_reporter_that_nobody_hears_does_nothing() -> None:
             reporter.report("unheard")
 
     async with session(plugins=[Keeping()]):
-        await double(1)
-    kept[0].report("after the end")
+        assert await double(1) == 2
+    async with session() as s:
+        s.watch(Keeper(seen).consume)
+        kept[0].report("after the end")
+    assert len(kept) == 1
+    assert [type(event) for event in seen] == [SessionEnded]
 
 
 # Nobody implements, nobody listens ---------------------------------------------------------------
@@ -943,11 +956,17 @@ async def test_no_event_is_made_for_hooks_and_no_hook_is_called_for_events(monke
     async with session(plugins=[Recorder()]):
         with monkeypatch.context() as patch:
             forbid(patch, "daglite._reports.TaskStarted", "daglite._reports.TaskSucceeded")
-            await double(1)
+            assert await double(1) == 2
+            forbid(patch, "daglite._reports.Aside")
+            with pytest.raises(AssertionError, match="made for nobody"):
+                await double(1)
     async with session() as s, s.events():
         with monkeypatch.context() as patch:
             forbid(patch, "daglite._reports.Aside")
-            await double(1)
+            assert await double(1) == 2
+            forbid(patch, "daglite._reports.TaskStarted")
+            with pytest.raises(AssertionError, match="made for nobody"):
+                await double(1)
 
 
 async def test_metadata_is_made_only_for_a_hook_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -958,7 +977,9 @@ async def test_metadata_is_made_only_for_a_hook_that_is_called(monkeypatch: pyte
     async with session(plugins=[OfErrors()]):
         with monkeypatch.context() as patch:
             forbid(patch, "daglite._call.drafted")
-            await double(1)
+            assert await double(1) == 2
+            with pytest.raises(AssertionError, match="made for nobody"):
+                await fail()
 
 
 # What hooks do themselves ------------------------------------------------------------------------
