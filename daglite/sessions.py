@@ -172,10 +172,11 @@ class Session:
 
         self._outside: Position = here()
         outer = self._outside.home
-        enclosing = outer.session if isinstance(outer.session, Session) else None
+        # Who watches the enclosing session watches this one, unless it is opened by what a hook has started.
+        enclosing = outer.session if isinstance(outer.session, Session) and outer.session._home is outer else None
         hooks = Hooks(self._plugins, None if enclosing is None else enclosing._reports.hooks)
         self._threads = Threads(f"session {self.name!r}'s threads", self._inherited_threads(outer))
-        self._home = Home(
+        self._home: Home = Home(
             self.name,
             session=self,
             threads=self._threads,

@@ -1019,7 +1019,8 @@ async def test_what_a_hook_starts_in_the_background_is_joined_and_not_watched() 
     @task
     async def background() -> None:
         await anyio.lowlevel.checkpoint()
-        done.append(await double(2))
+        async with session(name="of a hook"):
+            done.append(await double(2))
 
     class Starting:
         @hook_impl
@@ -1029,10 +1030,13 @@ async def test_what_a_hook_starts_in_the_background_is_joined_and_not_watched() 
             current.start_soon(background)
 
     recorder = Recorder()
-    async with session(plugins=[recorder, Starting()]):
+    seen: list[Any] = []
+    async with session(plugins=[recorder, Starting(), Keeper(seen)]) as s:
         await double(1)
     assert done == [4]
-    assert {name for _, name in recorder.calls()} == {"double"}
+    assert [name for _, name in recorder.calls()] == ["double"] * 2
+    assert [type(event) for event in seen] == [SessionStarted, TaskStarted, TaskSucceeded, SessionEnded]
+    assert s.stats().succeeded == 3  # they count all the same
 
 
 async def test_a_cancellation_while_a_hook_runs_waits_for_the_next_checkpoint() -> None:
