@@ -10,10 +10,10 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from . import _checks
 from ._call import Call
 from ._context import Position, here
 from ._eventloop import check_waiting_task, in_event_loop
-from ._options import check_backend
 from ._protocols import Attempt, AttemptTimeout, Backend
 from ._slots import Slot, ThreadCancelled
 from ._threads import MAX_THREADS, Stuck, threads_of_loop
@@ -77,7 +77,7 @@ def find_backend(where: str, name: Any, timeout: float | None) -> Backend:
         TypeError: It is not a name.
         ValueError: There is no such backend, or it cannot enforce the timeout.
     """
-    check_backend(where, name)
+    _checks.backend(where, name)
     if name == "thread":
         return THREAD
     if timeout is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._context import Home, Position, here, reset, reset_token, set_current
+from ._context import Home, Position, Root, here, reset, reset_token, set_current
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
@@ -108,7 +108,7 @@ class Call:
                 "inline" if self.backend is None else self.backend.name,
                 None if parent is None else number_of(parent.metadata),
                 self.is_background(),
-                self.home.redact,
+                self.home.settings.redact,
             ),
         )
         metadata = drafted(draft)
@@ -125,6 +125,14 @@ class Call:
     def call(self) -> Call:
         """The call itself, for code that asks where it is."""
         return self
+
+    @property
+    def root(self) -> Root:
+        """Where the outermost call around it was made."""
+        position = self.parent
+        while isinstance(position, Call):  # not by recursion: calls may be nested as deep as functions
+            position = position.parent
+        return position.root
 
     @property
     def caller(self) -> Watched | None:

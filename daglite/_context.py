@@ -6,16 +6,16 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .exceptions import SessionError
+from .settings import get_settings
 
 if TYPE_CHECKING:
     from ._books import Books
-    from ._metadata import Redact, TaskMetadata
+    from ._metadata import TaskMetadata
     from ._protocols import Thread, Watched, Watcher
     from ._threads import Threads
+    from .settings import Settings
 
 __all__ = ["OUTSIDE", "Home", "Position", "Root", "current_task", "here", "report", "reset", "set_current"]
-
-GRACE = 5.0  # seconds, unless a session says otherwise
 
 
 class Home:
@@ -25,22 +25,18 @@ class Home:
         name: What the session is called.
         session: The session, for those who ask; `None` outside.
         threads: The worker threads; `None` for those of the event loop.
-        grace: Seconds that cleaning up may take.
-        backend: Where fan-outs run sync functions that do not say.
-        redact: What leaves of the arguments of calls what may be shown.
+        settings: What holds for calls that do not say; `None` for what holds in the process.
         books: The calls that run, the open streams, and the counts of others; `None` outside.
     """
 
     __slots__ = (
         "_aside",
-        "backend",
+        "_settings",
         "books",
         "closed",
-        "grace",
         "is_quiet",
         "leaving",
         "name",
-        "redact",
         "session",
         "threads",
         "watcher",
@@ -52,9 +48,7 @@ class Home:
         *,
         session: Any = None,
         threads: Threads | None = None,
-        grace: float = GRACE,
-        backend: str = "thread",
-        redact: Redact | None = None,
+        settings: Settings | None = None,
         books: Books | None = None,
     ) -> None:
         self.name: str = name
@@ -63,12 +57,15 @@ class Home:
         self.watcher: Watcher | None = None  # who is told of the calls, while there is anybody
         self._aside: Home | None = None
         self.threads: Threads | None = threads
-        self.grace: float = grace
-        self.backend: str = backend
-        self.redact: Redact | None = redact
+        self._settings: Settings | None = settings
         self.books: Books | None = books
         self.leaving: bool = False  # no more calls but those of running calls
         self.closed: bool = False  # no more calls
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for calls that do not say."""
+        return self._settings or get_settings()
 
     def aside(self) -> Home:
         """The same session, for the code of hooks: nobody is told of its calls."""
@@ -77,9 +74,7 @@ class Home:
                 self.name,
                 session=self.session,
                 threads=self.threads,
-                grace=self.grace,
-                backend=self.backend,
-                redact=self.redact,
+                settings=self._settings,
                 books=self.books,
             )
         return self._aside
@@ -140,6 +135,11 @@ class Position(Protocol):
         """Whether the call that is made from here is a background call."""
         ...
 
+    @property
+    def root(self) -> Root:
+        """Where its outermost call was made, or that of the background call that it is in."""
+        ...
+
 
 class Root:
     """The position of code that is in a session but in no call of it.
@@ -149,9 +149,10 @@ class Root:
         call: The call in which the session was opened, or from which a background call was started.
         slot: The worker thread that the code runs in, or that waits for it.
         starts_background: Whether it is where a background call is made; that was accepted when it was started.
+        is_serving: Whether that call is a service, or was started by one.
     """
 
-    __slots__ = ("call", "home", "slot", "starts_background")
+    __slots__ = ("call", "home", "is_serving", "slot", "starts_background")
 
     def __init__(
         self,
@@ -160,11 +161,18 @@ class Root:
         slot: Thread | None = None,
         *,
         starts_background: bool = False,
+        is_serving: bool = False,
     ) -> None:
         self.home: Home = home
         self.call: Watched | None = call
         self.slot: Thread | None = slot
         self.starts_background: bool = starts_background
+        self.is_serving: bool = is_serving
+
+    @property
+    def root(self) -> Root:
+        """Itself."""
+        return self
 
 
 OUTSIDE = Root(Home())

@@ -19,6 +19,7 @@ __all__ = [
     "context_for_thread",
     "in_event_loop",
     "is_being_cancelled",
+    "running_task",
 ]
 
 
@@ -65,6 +66,17 @@ class Loop:
                 self._token.run_sync_soon(func, *args)
             except trio.RunFinishedError:
                 pass
+
+
+def running_task() -> Any:
+    """The task of the event loop that the caller runs in, whatever the event loop has for one; `None` in none."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_task()
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    return asyncio.current_task()
 
 
 def in_event_loop() -> bool:

@@ -12,7 +12,7 @@ from anyio import TaskHandle
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from . import _numbers
+from . import _checks
 from ._context import here
 from ._failures import Failures, without_cancellation
 from ._protocols import Backend
@@ -97,11 +97,9 @@ class FanOut:
         self._sources = Sources(self.where, iterables)
         self._places: anyio.Semaphore | None = None
         if limit is not None:
-            _numbers.whole(f"{self.where}: limit", limit, least=1)
+            _checks.whole(f"{self.where}: limit", limit, least=1)
             self._places = anyio.Semaphore(limit, fast_acquire=True)
-        if errors not in ("raise", "collect"):
-            raise ValueError(f"{self.where}: errors must be 'raise' or 'collect', not {errors!r}")
-        self.collect: bool = errors == "collect"
+        self.collect: bool = _checks.one_of(f"{self.where}: errors", errors, ("raise", "collect")) == "collect"
         self._backend: Backend | None = None
         if not self.task.is_async:
             self._backend = self.task._backend(backend, position.home)
@@ -111,7 +109,7 @@ class FanOut:
         self.started: int = 0  # calls
         self._running: dict[int, TaskHandle[None]] = {}
         self._failures = Failures()
-        self._grace = position.home.grace
+        self._grace = position.home.settings.grace
         if position.home.leaving:
             position.home.refuse(self.task.name, position)
 

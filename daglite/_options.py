@@ -6,14 +6,12 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import Any
 
-from . import _numbers
+from . import _checks
 from ._functions import Function, is_plain
 from ._retry import RetryOn
 from ._templates import placeholders
 
-__all__ = ["BACKENDS", "Options", "check_backend", "checked_options"]
-
-BACKENDS = ("inline", "thread")
+__all__ = ["Options", "checked_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,12 @@ def checked_options(
     return Options(
         name=name,
         description=_checked_description(where, description, function),
-        retries=_numbers.whole(f"{where}: retries", retries, least=0),
+        retries=_checks.whole(f"{where}: retries", retries, least=0),
         retry_on=_checked_retry_on(where, retry_on),
-        retry_delay=_numbers.finite(f"{where}: retry_delay", retry_delay, least=0),
-        timeout=None if timeout is None else _numbers.finite(f"{where}: timeout", timeout, least=0, above=True),
+        retry_delay=_checks.finite(f"{where}: retry_delay", retry_delay, least=0),
+        timeout=None if timeout is None else _checks.finite(f"{where}: timeout", timeout, least=0, above=True),
         backend=_checked_backend(where, backend, timeout, function),
-        wrap_errors=_checked_flag(f"{where}: wrap_errors", wrap_errors),
+        wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
 
 
@@ -121,35 +119,12 @@ def _checked_retry_on(where: str, retry_on: Any) -> RetryOn:
     raise TypeError(f"{where}: retry_on must be exception types or a plain function of the error, not {retry_on!r}")
 
 
-def check_backend(where: str, name: Any) -> None:
-    """Raise if there is no backend of that name.
-
-    Args:
-        where: Who asks for it, to begin an error message with.
-        name: The name.
-
-    Raises:
-        TypeError: It is not a name.
-        ValueError: There is no such backend.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"{where}: backend must be a str, not {name!r}")
-    if name not in BACKENDS:
-        raise ValueError(f"{where}: there is no backend {name!r}; there are {', '.join(map(repr, BACKENDS))}")
-
-
 def _checked_backend(where: str, backend: Any, timeout: Any, function: Function) -> str | None:
     if backend is None:
         return None
-    check_backend(where, backend)
+    _checks.backend(where, backend)
     if function.is_async:
         raise ValueError(f"{where}: backend={backend!r} is for sync functions; an async one runs in its caller's task")
     if backend == "inline" and timeout is not None:
         raise ValueError(f"{where}: timeout={timeout!r} cannot be enforced on the backend 'inline'; use 'thread'")
     return backend  # type: ignore[no-any-return]
-
-
-def _checked_flag(what: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{what} must be a bool, not {value!r}")
-    return value

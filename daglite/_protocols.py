@@ -34,6 +34,11 @@ class Watched(Protocol):
         ...
 
     @property
+    def root(self) -> Any:
+        """The position where the outermost call around it was made."""
+        ...
+
+    @property
     def caller(self) -> Watched | None:
         """The call that makes it."""
         ...

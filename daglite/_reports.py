@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _hooks
 from ._bus import Bus
-from ._context import Home, Position, reset, set_current
+from ._context import Home, Position, Root, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
 from .events import (
     Event,
@@ -240,6 +240,12 @@ class Aside:
         self.home: Home = home
         self.call: Watched | None = call
         self.slot: Thread | None = slot
+
+    @property
+    def root(self) -> Root:
+        """Where the outermost call around it was made."""
+        root: Root = Root(self.home) if self.call is None else self.call.root
+        return root
 
     def report(self, type: str, data: Any = None) -> None:
         """Publish a `TaskReported` of the call; see `daglite.plugins.Reporter`."""

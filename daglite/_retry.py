@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from ._numbers import finite
+from ._checks import finite
 from .exceptions import TaskError
 
 __all__ = ["RetryOn", "delay_before"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._context import Home, Position, reset, set_current
+from ._context import Home, Position, Root, reset, set_current
 
 if TYPE_CHECKING:
     from ._protocols import Watched
@@ -65,6 +65,11 @@ class Slot:
         return self
 
     @property
+    def root(self) -> Root:
+        """Where the outermost call around it was made."""
+        return self._position.root
+
+    @property
     def call(self) -> Watched | None:
         """The call that the code belongs to."""
         return self._position.call
@@ -74,13 +79,25 @@ class Slot:
         """What it does, as the tree of calls says it; `None` if it has done it."""
         return {"waiting": "waiting for a thread", "running": "in a thread"}.get(self._state)
 
+    def resume(self) -> bool:
+        """Note that it begins to run, or runs again; false if it was given up."""
+        with self._lock:
+            if not self.given_up:
+                self._state = "running"
+                self.began = time.perf_counter()
+            return not self.given_up
+
+    def pause(self) -> None:
+        """Note that it has nothing to do."""
+        with self._lock:
+            self._state = "ended"
+            if self._stuck is not None:
+                self._stuck.discard(self)
+
     def run(self) -> None:
         """Run the function, in the thread."""
-        with self._lock:
-            if self.given_up:
-                return
-            self._state = "running"
-            self.began = time.perf_counter()
+        if not self.resume():
+            return
         token = set_current(self)
         value, error = None, None
         try:
@@ -112,6 +129,11 @@ class Slot:
         finally:
             del error
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it has run, and its outcome is there: more than that it has noticed a cancellation."""
+        return self._state == "ended" and not isinstance(self._error, ThreadCancelled)
+
     def abandon(self, stuck: Stuck) -> bool:
         """Give the thread up, if it has not ended.
 
@@ -140,8 +162,9 @@ class Slot:
             Whether it has yet to end.
         """
         with self._lock:
+            if self._state == "waiting":
+                self.given_up = True  # it never begins
             if self._state != "running":
-                self.given_up = True  # what has not begun never does
                 return False
             self.cancelled = True
             self._wake = wake

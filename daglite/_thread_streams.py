@@ -18,6 +18,7 @@ from ._eventloop import Loop, context_for_thread
 from ._log import logger
 from ._slots import Slot, ThreadCancelled
 from ._steps import Steps
+from ._threads import ENDLESS
 
 __all__ = ["ThreadSteps"]
 
@@ -27,16 +28,18 @@ class Reply:
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
+        self._threads = slot.home.threads
         self._event = anyio.Event()
         self.item: Any = None
         self.error: BaseException | None = None
+        self.abandoned: bool = False
 
     def set(self) -> None:
         """Wake the one who waits."""
         self._event.set()
 
     async def wait(self) -> BaseException | None:
-        """Wait for the thread, whatever happens.
+        """Wait for the thread, whatever happens; when the session's patience ends it is abandoned.
 
         Returns:
             The cancellation that came in the meantime.
@@ -45,11 +48,13 @@ class Reply:
             await self._event.wait()
         except BaseException as cancellation:
             self._slot.cancelled = True
+            patience = ENDLESS if self._threads is None else self._threads.patience
             try:
-                with anyio.CancelScope(shield=True):
-                    await self._event.wait()
+                in_time = await patience.wait(self._event)
             finally:
                 self._slot.cancelled = False  # the close of a generator that has yielded all the same is not cancelled
+            if not in_time and self._threads is not None and self._slot.abandon(self._threads.stuck):
+                self.error, self.abandoned = cancellation, True
             return cancellation
         return None
 
@@ -71,7 +76,9 @@ class ThreadSteps(Steps):
         context = super().open()
         # A daemon: a stream that nobody closes must not keep the program from ending.
         name = f"stream {self.call.spec.label}"
-        thread = threading.Thread(target=serve, args=(self._requests, context, Loop()), name=name, daemon=True)
+        thread = threading.Thread(
+            target=serve, args=(self._requests, context, self._slot, Loop()), name=name, daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as exc:  # the system has no more of them
@@ -141,8 +148,11 @@ class ThreadSteps(Steps):
     async def _ask(self, make: Callable[[], Any]) -> tuple[Reply, BaseException | None]:
         """Have the thread do something, and wait for it."""
         reply = Reply(self._slot)
+        self._slot.resume()
         self._requests.put((make, reply))
         cancellation = await reply.wait()
+        if reply.abandoned:
+            self.context = self._own_context()  # the thread is still in the other, and the end is to be told of
         if isinstance(reply.error, ThreadCancelled) and cancellation is not None:
             reply.error = cancellation  # of which the generator has heard by `check_cancelled`
         return reply, cancellation
@@ -164,7 +174,9 @@ class ThreadSteps(Steps):
             self._dismiss()
 
 
-def serve(requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], context: Context, loop: Loop) -> None:
+def serve(
+    requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], context: Context, slot: Slot, loop: Loop
+) -> None:
     """What the thread does: it knows the stream's parts, and not the stream, which can still be dropped."""
     while True:
         make, reply = requests.get()
@@ -180,6 +192,7 @@ def serve(requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], c
         else:
             if reply is not None:
                 reply.item = item
+        slot.pause()
         if reply is not None:
             loop.run(reply.set)
         del make, reply

@@ -15,11 +15,12 @@ from anyio.lowlevel import RunVar
 from ._eventloop import Loop
 from ._protocols import AttemptRefused, AttemptTimeout
 from .exceptions import BackendError
+from .settings import get_settings
 
 if TYPE_CHECKING:
     from ._protocols import Watched
 
-__all__ = ["MAX_THREADS", "Stuck", "Threads", "Work", "threads_of_loop"]
+__all__ = ["ENDLESS", "MAX_THREADS", "Patience", "Stuck", "Threads", "Work", "threads_of_loop"]
 
 MAX_THREADS = 40
 
@@ -45,7 +46,12 @@ class Work(Protocol):
         ...
 
     def cancel(self, wake: Callable[[], None]) -> bool:
-        """Let it notice, if it asks, and be called when it has ended: false if it has already."""
+        """Let it notice, if it asks, and be called when it has ended: false if it does not run."""
+        ...
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was done, and its outcome is there."""
         ...
 
 
@@ -108,16 +114,56 @@ class Stuck:
         await event.wait()
 
 
+class Patience:
+    """How long those that were cancelled wait for their threads: until they end, or until a session says otherwise.
+
+    Args:
+        begun: Called when somebody waits, and no deadline is set.
+    """
+
+    def __init__(self, begun: Callable[[], None]) -> None:
+        self.deadline: float = math.inf
+        self._begun = begun
+        self._waiting: set[anyio.CancelScope] = set()
+
+    def end_at(self, deadline: float) -> None:
+        """Let all wait until then, by the event loop's clock."""
+        self.deadline = deadline
+        for scope in self._waiting:
+            scope.deadline = deadline
+
+    async def wait(self, ended: anyio.Event) -> bool:
+        """Wait, whatever is cancelled.
+
+        Returns:
+            Whether it has ended in time.
+        """
+        if self.deadline == math.inf:
+            self._begun()
+        with anyio.CancelScope(shield=True, deadline=self.deadline) as scope:
+            self._waiting.add(scope)
+            try:
+                await ended.wait()
+            finally:
+                self._waiting.discard(scope)
+        return ended.is_set()
+
+
+ENDLESS = Patience(lambda: None)  # of those that no session bounds
+
+
 class Threads:
     """Worker threads, so many at once.
 
     Args:
         owner: Whose they are, for messages.
         max_threads: How many.
+        patience: How long those that were cancelled wait for threads without a deadline; by default until they end.
     """
 
-    def __init__(self, owner: str, max_threads: int) -> None:
+    def __init__(self, owner: str, max_threads: int, patience: Patience | None = None) -> None:
         self.max_threads: int = max_threads
+        self.patience: Patience = patience or ENDLESS
         self.stuck: Stuck = Stuck(owner, max_threads)
         self._limiter = CapacityLimiter(max_threads)
         # Ours counts. That of an abandoned thread is free at once; Trio would keep it until the thread ends.
@@ -149,15 +195,18 @@ class Threads:
             self._limiter.release_on_behalf_of(work)
 
     async def _run_shielded(self, work: Work) -> None:
+        # What is to be abandoned at some time has to be so from the start: anyio's own shield has no end.
+        bounded = self.patience is not ENDLESS
         try:
-            await to_thread.run_sync(work.run, limiter=self._uncounted)
+            await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=bounded)
         except BaseException:
-            # A native `Task.cancel`, to which anyio's shield is none: the thread runs. A second one gives it up.
+            # Or a native `Task.cancel`, to which anyio's shield is none: the thread runs. A second one gives it up.
             loop, ended = Loop(), anyio.Event()
             if work.cancel(lambda: loop.post(ended.set)):
-                with anyio.CancelScope(shield=True):
-                    await ended.wait()
-            raise
+                await self.patience.wait(ended)
+            # As with anyio's shield: a value that is there is returned, and the next checkpoint is cancelled.
+            if not (work.is_done and anyio.current_effective_deadline() == -math.inf):
+                raise
 
     async def _run_within(self, timeout: float, work: Work) -> None:
         deadline = anyio.current_time() + timeout
@@ -179,6 +228,6 @@ def threads_of_loop() -> Threads:
     try:
         return _threads.get()
     except LookupError:
-        threads = Threads("the event loop's threads", MAX_THREADS)
+        threads = Threads("the event loop's threads", get_settings().max_threads)
         _threads.set(threads)
         return threads

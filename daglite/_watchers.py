@@ -53,7 +53,7 @@ class Watchers:
 
     def end_soon(self) -> None:
         """Give them the session's `grace` to take what still waits."""
-        deadline = anyio.current_time() + self._home.grace
+        deadline = anyio.current_time() + self._home.settings.grace
         for scope in self._scopes:
             scope.deadline = deadline
 
@@ -72,7 +72,10 @@ class Watchers:
                 logger().exception("session %r: %s failed to watch it", self._home.name, name)
             except get_cancelled_exc_class():
                 logger().warning(
-                    "session %r: %s had not seen all events after %g s", self._home.name, name, self._home.grace
+                    "session %r: %s had not seen all events after %g s",
+                    self._home.name,
+                    name,
+                    self._home.settings.grace,
                 )
                 raise
             except BaseException as exc:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, cast, overload
 
 from typing_extensions import Required, Unpack
 
-from . import _numbers
+from . import _checks
 from ._fan_out import FanOut
 from ._results import Outcome, TaskResults, refuse_missing
 from .tasks import SyncTaskStream
@@ -285,5 +285,5 @@ def stream_tasks(
         raise TypeError(f"{fan_out.where}: limit must be a whole number, not None")
     if not isinstance(ordered, bool):
         raise TypeError(f"{fan_out.where}: ordered must be a bool, not {ordered!r}")
-    waiting = limit if buffer is None else _numbers.whole(f"{fan_out.where}: buffer", buffer, least=0)
+    waiting = limit if buffer is None else _checks.whole(f"{fan_out.where}: buffer", buffer, least=0)
     return TaskResults[Any](fan_out, limit + waiting, ordered=ordered)

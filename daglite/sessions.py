@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from uuid import UUID
@@ -15,23 +18,24 @@ from anyio import get_cancelled_exc_class
 from anyio.abc import TaskGroup
 from typing_extensions import ParamSpec, Self
 
-from . import _numbers
+from . import _checks
 from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
+from ._children import Children
 from ._context import Home, Position, Root, here, reset, set_current
+from ._eventloop import running_task
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
 from ._handles import CallHandle
 from ._hooks import Hooks, name_of
 from ._log import logger
 from ._metadata import new_id
-from ._options import check_backend
-from ._threads import MAX_THREADS, Threads
+from ._threads import Patience, Threads
 from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
 from ._watchers import Watchers
 from .exceptions import SessionError
-from .settings import Settings
+from .settings import Settings, check_settings
 from .tasks import as_task
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ def session(
     grace: float | NotGiven = NOT_GIVEN,
     max_threads: int | NotGiven = NOT_GIVEN,
     backend: str | NotGiven = NOT_GIVEN,
+    on_background_error: Literal["raise", "log"] | NotGiven = NOT_GIVEN,
     plugins: Iterable[Any] = (),
     settings: Settings | NotGiven = NOT_GIVEN,
 ) -> Session:
@@ -89,20 +94,24 @@ def session(
     assert anyio.run(main) == 18
     ```
 
-    Nothing that is started in it outlives it. What is not given comes from the enclosing session, whose subscribers
-    also hear of the calls in this one.
+    Nothing that is started in it outlives it. What is not given comes from `settings`, if they are given; else from the
+    enclosing session, whose subscribers and plugins also hear of the calls in this one; else from
+    `daglite.settings.get_settings()`.
 
     Args:
         name: What events and errors call it; `"session"` by default.
-        grace: Seconds that cleaning up may take when it ends; 5 by default.
+        grace: Seconds that cleaning up may take when it ends; 5 by default. After a cancellation it is also how long threads
+            without a timeout are waited for.
         max_threads: How many worker threads its calls may use at once; 40 by default. As many may be stuck past their
             deadlines before another call that needs a thread is refused.
         backend: Where fan-outs and `start_soon` run sync functions that do not say: `"thread"` by default, or
             `"inline"`.
+        on_background_error: `"raise"`, the default, if a background call that fails cancels the session, which raises the
+            error, as a task group does; `"log"` if it is logged and harms nobody, as suits a server.
         plugins: Objects and modules with hooks, or with `async def consume(self, events)`, see `daglite.plugins`; or the
             names that installed packages offer them under, by entry points in the group `daglite.plugins`. Those of the
             enclosing session are there as well; each sees each call once.
-        settings: What else holds for the calls of the session, such as what is shown of their arguments.
+        settings: All of the above that settings have, and what is shown of the arguments of calls.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -110,24 +119,19 @@ def session(
     """
     if not isinstance(name, (str, NotGiven)):
         raise TypeError(f"session: name must be a str, not {name!r}")
-    if not isinstance(grace, NotGiven):
-        grace = _numbers.finite("session: grace", grace, least=0)
-    if not isinstance(max_threads, NotGiven):
-        max_threads = _numbers.whole("session: max_threads", max_threads, least=1)
-    if not isinstance(backend, NotGiven):
-        check_backend("session", backend)
     if isinstance(plugins, str) or not isinstance(plugins, Iterable):
         raise TypeError(f"session: plugins must be a list of plugins, not {plugins!r}")
     if not isinstance(settings, (Settings, NotGiven)):
         raise TypeError(f"session: settings must be a daglite.settings.Settings, not {settings!r}")
-    return Session(
-        name=name,
-        grace=grace,
-        max_threads=max_threads,
-        backend=backend,
-        plugins=tuple(plugins),
-        settings=settings,
-    )
+    options = {
+        "grace": grace,
+        "max_threads": max_threads,
+        "backend": backend,
+        "on_background_error": on_background_error,
+    }
+    given = {option: value for option, value in options.items() if not isinstance(value, NotGiven)}
+    check_settings("session", given)
+    return Session("session" if isinstance(name, NotGiven) else name, tuple(plugins), settings, given)
 
 
 def current_session() -> Session | None:
@@ -138,32 +142,38 @@ def current_session() -> Session | None:
 class Session:
     """What `session()` opens: the owner of all that is started in it.
 
-    Leaving waits for the background calls, or cancels them if the body failed. Then `SessionEnded` is published, and
-    the watchers have `grace` seconds to take what waits for them. An error of the body comes out as it is; failed
-    background calls as a `TaskGroupError`; both in an `ExceptionGroup`, the body's error first.
+    Leaving waits for the background calls, or cancels them if the body failed; then it cancels the services, closes the
+    streams that are open, publishes `SessionEnded`, and gives the watchers `grace` seconds to take what waits for them.
+    Calls that are new are refused in the meantime, but for those that running calls make. An error of the body comes out as
+    it is; failed background calls as a `TaskGroupError`; both in an `ExceptionGroup`, the body's error first.
+
+    Attributes:
+        id: The session's, as in its events.
+        name: What events and errors call it.
     """
 
     def __init__(
-        self,
-        *,
-        name: str | NotGiven,
-        grace: float | NotGiven,
-        max_threads: int | NotGiven,
-        backend: str | NotGiven,
-        plugins: Iterable[Any],
-        settings: Settings | NotGiven,
+        self, name: str, plugins: tuple[Any, ...], settings: Settings | NotGiven, given: dict[str, Any]
     ) -> None:
         self.id: UUID = new_id()
-        self.name: str = "session" if isinstance(name, NotGiven) else name
-        self._grace = grace
-        self._max_threads = max_threads
-        self._backend = backend
+        self.name: str = name
         self._plugins = plugins
-        self._settings = settings
+        self._base = settings
+        self._given = given
         self._state: Literal["new", "open", "leaving", "closing", "ended"] = "new"
 
     def __repr__(self) -> str:
         return f"<Session {self.name!r}, {self._state}>"
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for its calls and for inner sessions: what was given, and what it came to for the rest.
+
+        Raises:
+            SessionError: The session was not entered.
+        """
+        self._check_entered("settings")
+        return self._home.settings
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
@@ -172,29 +182,30 @@ class Session:
 
         self._outside: Position = here()
         outer = self._outside.home
+        settings = replace(outer.settings if isinstance(self._base, NotGiven) else self._base, **self._given)
         # Who watches the enclosing session watches this one, unless it is opened by what a hook has started.
         enclosing = outer.session if isinstance(outer.session, Session) and outer.session._home is outer else None
         hooks = Hooks(self._plugins, None if enclosing is None else enclosing._reports.hooks)
-        self._threads = Threads(f"session {self.name!r}'s threads", self._inherited_threads(outer))
-        self._home: Home = Home(
-            self.name,
-            session=self,
-            threads=self._threads,
-            grace=outer.grace if isinstance(self._grace, NotGiven) else self._grace,
-            backend=outer.backend if isinstance(self._backend, NotGiven) else self._backend,
-            redact=outer.redact if isinstance(self._settings, NotGiven) else self._settings.redact,
-            books=Books(self.name, self.id, self._threads.stuck, outer.books),
-        )
-        self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
-        self._reports: Reports = Reports(self._home, self._bus, hooks, self._outside)
-        assert self._home.books is not None
-        self._books: Books = self._home.books
-        self._running = 0
-        self._idle: anyio.Event | None = None
         self._group: TaskGroup = anyio.create_task_group()
         await self._group.__aenter__()
+        # From here on all that is begun is undone by leaving.
+        self._task: Any = running_task()
         self._failures = Failures()
         self._failures.scope = self._group.cancel_scope
+        self._patience = Patience(self._watch_cancellation)
+        self._until_cancelled: anyio.CancelScope | None = None
+        self._threads = Threads(f"session {self.name!r}'s threads", settings.max_threads, self._patience)
+        self._books: Books = Books(self.name, self.id, self._threads.stuck, outer.books)
+        self._home: Home = Home(self.name, session=self, threads=self._threads, settings=settings, books=self._books)
+        self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
+        self._reports: Reports = Reports(self._home, self._bus, hooks, self._outside)
+        self._children = Children(
+            self.name,
+            self._group,
+            self._failures,
+            logs=settings.on_background_error == "log",
+            services_end=self._limit_patience,
+        )
         self._watchers = Watchers(self._home, self._bus, self._group, self._failures, self._outside)
         self._began = time.perf_counter()
         self._state = "open"
@@ -209,23 +220,19 @@ class Session:
             raise
         return self
 
-    def _inherited_threads(self, outer: Home) -> int:
-        if not isinstance(self._max_threads, NotGiven):
-            return self._max_threads
-        return MAX_THREADS if outer.threads is None else outer.threads.max_threads
-
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        self._check_leaving()
         reset(self._token)
         self._state = "leaving"
         self._home.leave()
         self._bus.end(lasting=False)
-        cancellation = await self._join(exc)
+        if exc is not None:
+            self._group.cancel_scope.cancel()
+        cancellation = await self._children.join(exc if is_cancellation(exc) else None)
         self._state = "closing"
-        cancellation = await self._close_streams() or cancellation
-        self._home.close()
-        cancellation = await self._wait_for_threads() or cancellation
+        cancellation = await self._clean_up() or cancellation
         self._state = "ended"
         try:
             self._reports.session_ended(self.name, time.perf_counter() - self._began)
@@ -235,6 +242,7 @@ class Session:
         self._bus.end(lasting=True)
         self._watchers.end_soon()
         cancellation = await self._leave_group(cancellation)
+        self._task = None
         if stuck := ", ".join(map(repr, self._threads.stuck.names())):
             text = f"session {self.name!r} has ended while threads of it still run, past their deadlines: in {stuck}"
             warnings.warn(text, ResourceWarning, stacklevel=2)
@@ -247,31 +255,64 @@ class Session:
         finally:
             del error, own, exc, cancellation  # else its traceback, which holds this frame, would hold itself
 
-    async def _join(self, exc: BaseException | None) -> BaseException | None:
-        """Wait for the background calls, which are cancelled if the body failed.
+    def _check_leaving(self) -> None:
+        """Raise if it is not to be left here: before anything of it is undone."""
+        self._check_entered("leaving")
+        if self._state != "open":
+            raise SessionError(f"session {self.name!r} was left before")
+        if running_task() is not self._task:
+            # What it owns is not to go on without it, and there is nobody else who could be told.
+            self._group.cancel_scope.cancel()
+            raise SessionError(
+                f"session {self.name!r} was left in another task than it was entered in, and is cancelled: keep both in "
+                f"one task, or start a task that holds it with `async with` and that is told when to end"
+            )
+        inner = here().home.session
+        if inner is not self and isinstance(inner, Session) and inner._task is self._task and inner._is_inside(self):
+            raise SessionError(
+                f"session {self.name!r} was left before session {inner.name!r}, which was opened in it by the same task: "
+                f"leave that first"
+            )
+
+    def _is_inside(self, other: Session) -> bool:
+        session: Any = self
+        while isinstance(session, Session) and session is not other:
+            session = session._outside.home.session
+        return session is other
+
+    def _watch_cancellation(self) -> None:
+        """Bound the wait for threads from when the session is cancelled: called by those that wait."""
+        if self._until_cancelled is None:
+            self._until_cancelled = anyio.CancelScope()
+            self._group.start_soon(self._limit_when_cancelled, self._until_cancelled)
+
+    async def _limit_when_cancelled(self, ended: anyio.CancelScope) -> None:
+        with ended:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                if not ended.cancel_called:
+                    self._limit_patience()
+
+    def _limit_patience(self) -> None:
+        """Let those that were cancelled wait for their threads for `grace` seconds from now."""
+        if self._patience.deadline == math.inf:
+            self._patience.end_at(anyio.current_time() + self._home.settings.grace)
+
+    async def _clean_up(self) -> BaseException | None:
+        """End what is left of the session's own: streams, threads, and the acceptance of calls.
 
         Returns:
-            The cancellation that the body or the wait has ended with.
+            The native cancellation that came in the meantime.
         """
-        cancellation = exc if is_cancellation(exc) else None
-        if exc is not None:
-            self._group.cancel_scope.cancel()
-        shield = False
-        while self._running:
-            try:
-                with anyio.CancelScope(shield=shield):
-                    await self._until_idle()
-            except get_cancelled_exc_class() as interrupted:
-                # To a native `Task.cancel` the shield is none: it may come again, and the calls are waited for all the same.
-                cancellation = cancellation or interrupted
-                self._group.cancel_scope.cancel()
-                shield = True
-        return cancellation
-
-    async def _until_idle(self) -> None:
-        while self._running:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+        if self._until_cancelled is not None:
+            self._until_cancelled.cancel()
+        deadline = anyio.current_time() + self._home.settings.grace
+        threads_until = min(self._patience.deadline, deadline)  # they have had their time, if all was cancelled before
+        self._patience.end_at(deadline)
+        cancellation = await self._close_streams(deadline)
+        self._home.close()
+        return await self._wait_for_threads(threads_until) or cancellation
 
     def _close_soon(self, steps: Any) -> None:
         """Close a stream that was dropped; called by the collector, in whatever thread and at whatever moment."""
@@ -279,23 +320,21 @@ class Session:
 
     def _close_dropped(self, steps: Any) -> None:
         if self._state == "open" and not steps.ended:
-            self._running += 1
-            self._group.start_soon(self._close_now, steps)
+            self._children.close_soon(partial(self._close_now, steps))
 
     async def _close_now(self, steps: Any) -> None:
-        try:
-            with anyio.move_on_after(self._home.grace, shield=True):
-                await self._close(steps)
-        finally:
-            self._one_less()
+        with anyio.move_on_after(self._home.settings.grace, shield=True):
+            await self._close(steps)
 
-    async def _close_streams(self) -> BaseException | None:
+    async def _close_streams(self, deadline: float) -> BaseException | None:
         """Close what is still open, oldest first: a stream that reads from another was opened before that.
+
+        Args:
+            deadline: When they have to be closed, by the event loop's clock.
 
         Returns:
             The native cancellation that came in the meantime.
         """
-        deadline = anyio.current_time() + self._home.grace
         cancellation: BaseException | None = None
         for steps in list(self._books.streams):
             slot = steps.call.slot
@@ -309,17 +348,20 @@ class Session:
                 cancellation = cancellation or interrupted
             if scope.cancelled_caught:
                 text = "session %r: stream %r had not closed after %g s"
-                logger().warning(text, self.name, steps.call.spec.label, self._home.grace)
+                logger().warning(text, self.name, steps.call.spec.label, self._home.settings.grace)
         return cancellation
 
-    async def _wait_for_threads(self) -> BaseException | None:
+    async def _wait_for_threads(self, deadline: float) -> BaseException | None:
         """Wait for the threads that were abandoned.
+
+        Args:
+            deadline: For how long, by the event loop's clock.
 
         Returns:
             The native cancellation that came in the meantime, and ended the wait.
         """
         try:
-            with anyio.move_on_after(self._home.grace, shield=True):
+            with anyio.CancelScope(deadline=deadline, shield=True):
                 await self._threads.stuck.until_none()
         except get_cancelled_exc_class() as interrupted:
             return interrupted
@@ -383,36 +425,78 @@ class Session:
             TypeError: The function does not take these arguments.
             SessionError: The session is not open, or this is not its event loop's thread.
         """
+        return self._start(func, args, kwargs, is_service=False)
+
+    @overload
+    def start_service(
+        self, func: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallHandle[R]: ...
+    @overload
+    def start_service(
+        self, func: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallHandle[list[R]]: ...
+    @overload
+    def start_service(
+        self, func: Callable[P, Iterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> CallHandle[list[R]]: ...
+    @overload
+    def start_service(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]: ...
+    def start_service(self, func: Any, /, *args: Any, **kwargs: Any) -> CallHandle[Any]:
+        """Start a call in the background that is cancelled when the session ends: once all other calls are done.
+
+        ```python
+        import anyio
+        from daglite import session, task
+
+
+        @task
+        async def beat(beats: list[float]) -> None:
+            while True:
+                beats.append(anyio.current_time())
+                await anyio.sleep(1)
+
+
+        async def main() -> int:
+            beats: list[float] = []
+            async with session() as s:
+                s.start_service(beat, beats)
+                await anyio.wait_all_tasks_blocked()
+            return len(beats)
+
+
+        assert anyio.run(main) == 1
+        ```
+
+        In all else it is as `start_soon`: if it fails, so does the session. What it starts in the background itself may go
+        on until it is done, also after the service was cancelled.
+
+        Args:
+            func: A task, or a function.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            A handle to wait for the result with, or to cancel the call sooner.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            SessionError: The session is not open, or this is not its event loop's thread.
+        """
+        return self._start(func, args, kwargs, is_service=True)
+
+    def _start(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_service: bool) -> CallHandle[Any]:
         task = as_task(func)
         position = here()
         self._check_open(f"the background call of {task.name!r}", position)
+        if is_service and self._children.services_ended:
+            raise SessionError(f"session {self.name!r}: the service {task.name!r} comes after services were cancelled")
         # From a hook of its own it is the call of a hook: watched by nobody.
         home = position.home if position.home.session is self else self._home
-        root = Root(home, position.call, starts_background=True)
+        is_serving = is_service or (position.home.session is self and position.root.is_serving)
+        root = Root(home, position.call, starts_background=True, is_serving=is_serving)
         handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root))
-        self._running += 1
-        self._group.start_soon(self._run, handle, name=task.name)
+        self._children.start(handle, task.name, is_service=is_service, is_serving=is_serving)
         return handle
-
-    async def _run(self, handle: CallHandle[Any]) -> None:
-        try:
-            if not self._group.cancel_scope.cancel_called:
-                await handle._run()
-        except BaseException as exc:
-            try:
-                await handle._tell()
-            finally:  # whatever native cancellation goes through its shield
-                cancellation = self._failures.add(exc)
-            if cancellation is not None:
-                raise cancellation
-        finally:
-            handle._done.set()
-            self._one_less()
-
-    def _one_less(self) -> None:
-        self._running -= 1
-        if not self._running and self._idle is not None:
-            self._idle.set()
 
     def events(self, *, max_buffer: int | None = None, under: UUID | None = None) -> Subscription:
         """The events of this session and of those inside it, for `async with`, then `async for`.
@@ -431,7 +515,7 @@ class Session:
             SessionError: The session is not open.
         """
         if max_buffer is not None:
-            _numbers.whole(f"session {self.name!r}: events: max_buffer", max_buffer, least=1)
+            _checks.whole(f"session {self.name!r}: events: max_buffer", max_buffer, least=1)
         if under is not None and not isinstance(under, UUID):
             raise TypeError(f"session {self.name!r}: events: under must be the id of a call, a UUID, not {under!r}")
         self._check_open("events()", None)
@@ -443,8 +527,7 @@ class Session:
         Raises:
             SessionError: The session was not entered.
         """
-        if self._state == "new":
-            raise SessionError(f"session {self.name!r}: stats() before it was entered; use it in `async with`")
+        self._check_entered("stats()")
         return self._books.stats()
 
     def tree(self) -> CallTree:
@@ -456,8 +539,7 @@ class Session:
         Raises:
             SessionError: The session was not entered.
         """
-        if self._state == "new":
-            raise SessionError(f"session {self.name!r}: tree() before it was entered; use it in `async with`")
+        self._check_entered("tree()")
         return tree_of(self._books)
 
     def cancel(self, *, under: UUID | None = None) -> bool:
@@ -481,8 +563,7 @@ class Session:
         """
         if under is not None and not isinstance(under, UUID):
             raise TypeError(f"session {self.name!r}: cancel: under must be the id of a call, a UUID, not {under!r}")
-        if self._state == "new":
-            raise SessionError(f"session {self.name!r}: cancel() before it was entered; use it in `async with`")
+        self._check_entered("cancel()")
         if not self._bus.loop.is_here():
             raise SessionError(f"session {self.name!r}: cancel() in another thread than that of its event loop")
         if self._state == "ended":
@@ -517,10 +598,13 @@ class Session:
         self._check_open("watch()", None)
         self._watchers.start(consumer, repr(consumer))
 
-    def _check_open(self, what: str, position: Position | None) -> None:
-        """Raise if the session is not to be used, but for the running calls of one that is about to end."""
+    def _check_entered(self, what: str) -> None:
         if self._state == "new":
             raise SessionError(f"session {self.name!r}: {what} before it was entered; use it in `async with`")
+
+    def _check_open(self, what: str, position: Position | None) -> None:
+        """Raise if the session is not to be used, but for the running calls of one that is about to end."""
+        self._check_entered(what)
         is_running = position is not None and position.home.session is not None
         if isinstance(position, Root):
             is_running = position.starts_background

@@ -1,26 +1,72 @@
-"""What holds for all calls of a session, and is not said by each."""
+"""What holds for sessions and calls that say nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-__all__ = ["Settings"]
+from . import _checks
+from ._metadata import HIDDEN, Redact
+
+__all__ = ["Settings", "get_settings", "hide", "set_settings"]
+
+
+def hide(*names: str) -> Redact:
+    """A function for `Settings(redact=...)` that shows all arguments but those of these names.
+
+    ```python
+    from daglite.settings import hide
+
+    redact = hide("password")
+    shown = redact({"user": "ada", "password": "1815", "options": {"password": "1815"}})
+    assert shown == {"user": "ada", "password": "<redacted>", "options": {"password": "<redacted>"}}
+    ```
+
+    Args:
+        names: Names of parameters, and of keys of arguments that are dictionaries, as `**options` is.
+
+    Raises:
+        TypeError: A name is no string.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"hide: the name of a parameter must be a str, not {name!r}")
+    return _Hide(frozenset(names))
 
 
 @dataclass(frozen=True)
+class _Hide:
+    """What `hide` makes: it can be compared, pickled and read."""
+
+    names: frozenset[str]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {name: HIDDEN if name in self.names else self._shown(value) for name, value in inputs.items()}
+
+    def _shown(self, value: Any) -> Any:
+        return self(value) if type(value) is dict else value
+
+    def __repr__(self) -> str:
+        return f"hide({', '.join(map(repr, sorted(self.names)))})"
+
+
+def _names(text: str) -> Redact:
+    return hide(*(name.strip() for name in text.split(",") if name.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a session, for `session(settings=...)`; inner sessions take over what they are not given.
+    """What holds for sessions, and for calls outside of them, that say nothing else.
+
+    They come from the environment when they are first needed, from `set_settings`, or for one session and those inside it
+    from `session(settings=...)`. `dataclasses.replace(get_settings(), grace=30)` changes one of them.
 
     ```python
     import anyio
     from daglite import current_task, session, task
-    from daglite.settings import Settings
-
-
-    def hide_passwords(inputs):
-        return {name: "***" if name == "password" else value for name, value in inputs.items()}
+    from daglite.settings import Settings, hide
 
 
     @task(name="log in {user} {password}")
@@ -29,24 +75,129 @@ class Settings:
 
 
     async def main() -> str:
-        async with session(settings=Settings(redact=hide_passwords)):
+        async with session(settings=Settings(redact=hide("password"))):
             return await log_in("ada", "1815")
 
 
-    assert anyio.run(main) == "log in ada ***"
+    assert anyio.run(main) == "log in ada <redacted>"
     ```
 
     Args:
+        backend: Where fan-outs, `start_soon` and `to_thread` run sync functions that do not say: `"thread"` or `"inline"`.
+        max_threads: How many worker threads the calls of a session may use at once, and the calls of an event loop outside
+            sessions.
+        grace: Seconds that cleaning up may take when a session ends.
+        on_background_error: `"raise"` if a failed background call cancels its session, which raises the error; `"log"` if
+            it is logged, and harms nobody.
         redact: A function of the arguments of a call, by parameter name, that returns those that may be shown, in events,
-            hooks, errors and `current_task()`, and in names made of them. It is called when something reads them, in any
-            thread. If it fails none are shown. By default all are. The text of errors it does not see.
+            hooks, errors and `current_task()`, and in names made of them; `hide` makes one. It is called when something
+            reads them, in any thread. If it fails none are shown. The text of errors it does not see.
 
     Raises:
         TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range.
     """
 
-    redact: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    backend: str = field(default="thread", metadata={"parse": str})
+    max_threads: int = field(default=40, metadata={"parse": int})
+    grace: float = field(default=5.0, metadata={"parse": float})
+    on_background_error: Literal["raise", "log"] = field(default="raise", metadata={"parse": str})
+    redact: Redact | None = field(default=None, metadata={"parse": _names})
 
     def __post_init__(self) -> None:
-        if self.redact is not None and not callable(self.redact):
-            raise TypeError(f"Settings: redact must be a function of the inputs, not {self.redact!r}")
+        check_settings("Settings", {each.name: getattr(self, each.name) for each in fields(self)})
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings that environment variables give: `DAGLITE_GRACE` and so on, for each its name in capitals.
+
+        `DAGLITE_REDACT` holds the names to `hide`, separated by commas. A variable that is empty counts as not set.
+
+        ```python
+        from daglite.settings import Settings
+
+        assert Settings.from_env({"DAGLITE_MAX_THREADS": "8"}) == Settings(max_threads=8)
+        ```
+
+        Args:
+            environ: Where to look; `os.environ` by default.
+
+        Raises:
+            ValueError: A variable has a value that its setting cannot have; the error names it.
+        """
+        variables = os.environ if environ is None else environ
+        given: dict[str, Any] = {}
+        for each in fields(cls):
+            variable = f"DAGLITE_{each.name.upper()}"
+            text = variables.get(variable, "").strip()
+            if text:
+                try:
+                    given[each.name] = each.metadata["parse"](text)
+                    cls(**{each.name: given[each.name]})
+                except (TypeError, ValueError) as exc:
+                    reason = str(exc).removeprefix("Settings: ")
+                    raise ValueError(f"the environment variable {variable} is {text!r}: {reason}") from None
+        return cls(**given)
+
+
+def check_settings(where: str, given: Mapping[str, Any]) -> None:
+    """Check settings, by name.
+
+    Args:
+        where: Who was given them, to begin an error message with.
+        given: Some or all of them.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range.
+    """
+    for name, value in given.items():
+        what = f"{where}: {name}"
+        match name:
+            case "backend":
+                _checks.backend(where, value)
+            case "max_threads":
+                _checks.whole(what, value, least=1)
+            case "grace":
+                _checks.finite(what, value, least=0)
+            case "on_background_error":
+                _checks.one_of(what, value, ("raise", "log"))
+            case "redact" if value is not None and not callable(value):
+                raise TypeError(f"{what} must be a function of the inputs, not {value!r}; hide() makes one")
+
+
+_current: Settings | None = None
+
+
+def get_settings() -> Settings:
+    """What holds in this process where no session says otherwise; read from the environment when it is first needed.
+
+    Raises:
+        ValueError: An environment variable has a bad value.
+    """
+    global _current
+    if _current is None:
+        _current = Settings.from_env()
+    return _current
+
+
+def set_settings(settings: Settings | None) -> None:
+    """Replace what holds in this process. Sessions that are open keep what they have.
+
+    ```python
+    from daglite.settings import Settings, get_settings, set_settings
+
+    set_settings(Settings(max_threads=8))
+    assert get_settings().max_threads == 8
+    ```
+
+    Args:
+        settings: The new ones; `None` to read the environment again when they are next needed.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    global _current
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"set_settings() takes a daglite.settings.Settings, not {settings!r}")
+    _current = settings

@@ -238,7 +238,7 @@ class Task(Generic[P, R]):
     def _backend(self, name: Any, home: Home) -> Backend:
         """Where a call of a sync function runs, if not in place: on the backend of that name, or on the default."""
         options = self._spec.options
-        for default in (options.backend, home.backend):
+        for default in (options.backend, home.settings.backend):
             name = default if name is None else name
         return find_backend(f"task {self._spec.label!r}", name, options.timeout)
 

@@ -1,11 +1,13 @@
-"""What a number given as an option must be."""
+"""What a value given as an option must be."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-__all__ = ["finite", "whole"]
+__all__ = ["BACKENDS", "backend", "finite", "flag", "one_of", "whole"]
+
+BACKENDS = ("inline", "thread")
 
 
 def finite(what: str, value: Any, *, least: float, above: bool = False) -> float:
@@ -44,3 +46,35 @@ def whole(what: str, value: Any, *, least: int) -> int:
     if value < least:
         raise ValueError(f"{what} must be at least {least}, not {value!r}")
     return value
+
+
+def flag(what: str, value: Any) -> bool:
+    """Check a bool, of which no other value is taken for one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be a bool, not {value!r}")
+    return value
+
+
+def one_of(what: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Check a choice between some words."""
+    if value not in choices:
+        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
+    return str(value)
+
+
+def backend(where: str, name: Any) -> str:
+    """Check the name of a backend.
+
+    Args:
+        where: Who asks for it, to begin an error message with.
+        name: The name.
+
+    Raises:
+        TypeError: It is not a name.
+        ValueError: There is no such backend.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: backend must be a str, not {name!r}")
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: there is no backend {name!r}; there are {', '.join(map(repr, BACKENDS))}")
+    return name

@@ -1,0 +1,159 @@
+"""What a session has started: background calls, for which it waits, and services, which it cancels after them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import get_cancelled_exc_class
+
+from ._failures import Failures, without_cancellation
+from ._handles import CallHandle
+from ._log import logger
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+__all__ = ["Children"]
+
+
+class Count:
+    """How many of something there are, to wait until there are none."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._none: anyio.Event | None = None
+
+    def __bool__(self) -> bool:
+        return self._number > 0
+
+    def add(self) -> None:
+        """One more."""
+        self._number += 1
+
+    def discard(self) -> None:
+        """One less."""
+        self._number -= 1
+        if not self._number and self._none is not None:
+            self._none.set()
+
+    async def until_none(self) -> None:
+        """Wait until there are none."""
+        while self._number:
+            self._none = anyio.Event()
+            await self._none.wait()
+
+
+class Children:
+    """The background calls and services of a session, and the streams that it closes while it goes on.
+
+    What a service starts is counted with the services: else one that starts a call for each message would keep its
+    session from ever ending.
+
+    Args:
+        name: What messages call the session.
+        group: What they run in.
+        failures: What they have failed with.
+        logs: Whether a failure is only logged.
+        services_end: Called before the services are cancelled.
+
+    Attributes:
+        services_ended: Whether they were.
+    """
+
+    def __init__(
+        self, name: str, group: TaskGroup, failures: Failures, *, logs: bool, services_end: Callable[[], None]
+    ) -> None:
+        self.services_ended: bool = False
+        self._name = name
+        self._services_end = services_end
+        self._group = group
+        self._failures = failures
+        self._logs = logs
+        self._calls = Count()
+        self._serving = Count()
+        self._services: set[CallHandle[Any]] = set()
+
+    def start(self, handle: CallHandle[Any], name: str, *, is_service: bool, is_serving: bool) -> None:
+        """Start a call.
+
+        Args:
+            handle: The call.
+            name: Its task.
+            is_service: Whether it is to be cancelled when the session ends.
+            is_serving: Whether it is started by a service.
+        """
+        if is_service:
+            self._services.add(handle)
+        count = self._serving if is_service or is_serving else self._calls
+        count.add()
+        self._group.start_soon(self._run, handle, count, name=name)
+
+    def close_soon(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Close a stream."""
+        self._calls.add()
+        self._group.start_soon(self._close, close)
+
+    async def join(self, cancellation: BaseException | None) -> BaseException | None:
+        """Wait for all of them; a cancellation from outside cancels them, and waits all the same.
+
+        Args:
+            cancellation: The cancellation that the session's body has ended with.
+
+        Returns:
+            That cancellation, or the one that the wait was interrupted by.
+        """
+        shield = False
+        while True:
+            try:
+                with anyio.CancelScope(shield=shield):
+                    await self._until_done()
+                    return cancellation
+            except get_cancelled_exc_class() as interrupted:
+                # To a native `Task.cancel` the shield is none: it may come again, and they are waited for all the same.
+                cancellation = cancellation or interrupted
+                self._group.cancel_scope.cancel()
+                shield = True
+
+    async def _until_done(self) -> None:
+        await self._calls.until_none()
+        self.services_ended = True
+        self._services_end()
+        for handle in list(self._services):
+            handle.cancel()
+        while self._serving or self._calls:
+            await self._serving.until_none()
+            await self._calls.until_none()
+
+    async def _run(self, handle: CallHandle[Any], count: Count) -> None:
+        try:
+            if not self._group.cancel_scope.cancel_called:
+                await handle._run()
+        except BaseException as exc:
+            try:
+                await handle._tell()
+            finally:  # whatever native cancellation goes through its shield
+                cancellation = self._failed(exc, handle)
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            handle._done.set()
+            self._services.discard(handle)
+            count.discard()
+
+    def _failed(self, exc: BaseException, handle: CallHandle[Any]) -> BaseException | None:
+        """Keep or log what a call has raised, and return the cancellation in it, which has to go on."""
+        failure, cancellation = without_cancellation(exc)
+        if not self._logs or (failure is not None and not isinstance(failure, Exception)):
+            return self._failures.add(exc)
+        if failure is not None:
+            text = "session %r: the background call of task %r failed"
+            logger().error(text, self._name, handle._call.metadata.name, exc_info=failure)
+        return cancellation
+
+    async def _close(self, close: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await close()
+        finally:
+            self._calls.discard()
