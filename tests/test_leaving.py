@@ -88,7 +88,7 @@ async def test_a_service_is_cancelled_and_not_waited_for() -> None:
     async with session() as s:
         s.watch(follow)
         handle = s.start_service(hang)
-        await checkpoint()
+        await anyio.wait_all_tasks_blocked()
     with pytest.raises(CallCancelledError, match="'hang' was cancelled"):
         await handle
     assert [type(event) for event in ended] == [TaskCancelled]
@@ -215,10 +215,10 @@ async def test_failures_of_background_calls_can_be_logged_instead(caplog: pytest
     async with session(name="web", on_background_error="log") as s:
         s.watch(follow)
         handle = s.start_soon(fail)
-        s.start_service(fail, "neither")
-        with pytest.raises(TaskError, match="no"):
-            await handle
-        await checkpoint()
+        service = s.start_service(fail, "neither")
+        for each in (handle, service):
+            with pytest.raises(TaskError, match="ValueError: n"):
+                await each
     assert sorted(event.error for event in failed) == ["ValueError: neither", "ValueError: no"]
     assert [record.getMessage() for record in caplog.records] == [
         "session 'web': the background call of task 'fail' failed"
