@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from ._eventloop import Loop
     from ._protocols import Watched
     from ._threads import Stuck
 
@@ -39,9 +40,6 @@ class SessionStats:
         return self.running + self.succeeded + self.failed + self.cancelled
 
 
-OPEN: dict[Books, None] = {}  # of the outermost sessions of this process, for those who look at it from outside
-
-
 class Books:
     """What a session keeps of its calls: every one adds to it, so it is little.
 
@@ -49,13 +47,17 @@ class Books:
         name: What the session is called.
         session_id: The session.
         stuck: Those of its threads that are past their deadlines.
+        loop: The event loop of this thread.
         outer: The books of the enclosing session, which has the calls of this one as well.
     """
 
-    def __init__(self, name: str, session_id: UUID, stuck: Stuck, outer: Books | None) -> None:
+    def __init__(self, name: str, session_id: UUID, stuck: Stuck, loop: Loop, outer: Books | None) -> None:
         self.name: str = name
         self.session_id: UUID = session_id
         self.stuck: Stuck = stuck
+        self.loop: Loop = loop
+        self.thread: int = threading.get_ident()  # which every call compares with its own
+        self.outer: Books | None = outer
         self.opened: float = time.perf_counter()
         self.live: dict[Watched, None] = {}  # oldest first
         self.streams: dict[Any, None] = {}  # the open ones, oldest first, which the session closes when it ends
@@ -66,8 +68,8 @@ class Books:
         self._failed = 0
         self._cancelled = 0
         self._lock = threading.Lock()
-        self._outer = outer
-        (OPEN if outer is None else outer.inner)[self] = None
+        if outer is not None:
+            outer.inner[self] = None
 
     def end(self, call: Watched, error: BaseException | None) -> None:
         """A call has ended, unless it has before: when its thread was given up."""
@@ -90,13 +92,11 @@ class Books:
 
     def close(self) -> None:
         """The session has ended: the enclosing one keeps its counts."""
-        if self._outer is None:
-            del OPEN[self]
-        else:
+        if self.outer is not None:
             stats = self.stats()
-            with self._outer._lock:
-                del self._outer.inner[self]
-                self._outer._past = _sum(self._outer._past, stats)
+            with self.outer._lock:
+                del self.outer.inner[self]
+                self.outer._past = _sum(self.outer._past, stats)
 
     def stats(self) -> SessionStats:
         """The counts, as they are now."""

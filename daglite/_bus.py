@@ -29,12 +29,13 @@ class Bus:
 
     Args:
         session_id: The session.
+        loop: Its event loop.
         outer: The bus of the enclosing session, whose subscribers hear of it too.
     """
 
-    def __init__(self, session_id: UUID, outer: Bus | None) -> None:
+    def __init__(self, session_id: UUID, loop: Loop, outer: Bus | None) -> None:
         self.session_id: UUID = session_id
-        self.loop: Loop = Loop()
+        self.loop: Loop = loop
         self.listeners: tuple[Subscription, ...] = ()  # replaced as a whole: threads walk through it
         self.closed: bool = False  # to subscriptions that end when the session begins to end
         self._own: tuple[Subscription, ...] = ()

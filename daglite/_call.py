@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._context import Home, Position, Root, here, reset, reset_token, set_current
+from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_current, whereabouts
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
@@ -64,6 +65,7 @@ class Call:
     map_index: int | None = None
     cancel: Callable[[], None] | None = None
     starts_background: bool = False  # no call that it makes is in the background for that
+    accepted: bool = True  # what it calls goes on while the session ends
     attempts: int = 1  # of which the last may be running
     items: int | None = None  # that a stream has given
     muted: bool = False  # nobody is to hear of it any more
@@ -119,7 +121,7 @@ class Call:
     @property
     def watcher(self) -> Watcher | None:
         """Who is to hear of it; whoever began to listen while it runs hears how it ends."""
-        return None if self.slot is not None and self.muted else self.home.watcher
+        return None if self.muted else self.home.watcher
 
     @property
     def call(self) -> Call:
@@ -142,8 +144,13 @@ class Call:
     def __enter__(self) -> Self:
         self._token = set_current(self)  # before the hooks of its beginning
         home = self.home
-        if home.is_quiet and self.slot is None and self.spec.is_plain:
-            books = home.books
+        books = home.books
+        if (
+            home.is_quiet
+            and self.slot is None
+            and self.spec.is_plain
+            and (books is None or books.thread == get_ident())
+        ):
             if books is not None:  # what `begin` comes to here, without the way there
                 self.began = perf_counter()
                 books.live[self] = None
@@ -183,6 +190,9 @@ class Call:
             RuntimeError: It would block the event loop.
         """
         home, spec = self.home, self.spec
+        if home.is_foreign():
+            self.parent, self.slot = OUTSIDE, None
+            self.home = home = OUTSIDE.home
         if home.leaving:
             home.refuse(spec.label, self.parent)
         if not (spec.is_plain or spec.is_async or self.backend):
@@ -211,7 +221,7 @@ class Call:
     def move_here(self) -> None:
         """Make it a call of where the running code is; a background call stays where it was started."""
         if not self.is_background():
-            self.parent = here()
+            self.parent = whereabouts()
             self.home = self.parent.home
             self.slot = self.parent.slot
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import get_cancelled_exc_class
 
+from ._bindings import Bindings
 from ._failures import Failures, without_cancellation
 from ._handles import CallHandle
 from ._log import logger
@@ -55,6 +56,7 @@ class Children:
         name: What messages call the session.
         group: What they run in.
         failures: What they have failed with.
+        bindings: Those who use the session from elsewhere, and may start calls: waited for between the two.
         logs: Whether a failure is only logged.
         services_end: Called before the services are cancelled.
 
@@ -63,13 +65,21 @@ class Children:
     """
 
     def __init__(
-        self, name: str, group: TaskGroup, failures: Failures, *, logs: bool, services_end: Callable[[], None]
+        self,
+        name: str,
+        group: TaskGroup,
+        failures: Failures,
+        bindings: Bindings,
+        *,
+        logs: bool,
+        services_end: Callable[[], None],
     ) -> None:
         self.services_ended: bool = False
         self._name = name
         self._services_end = services_end
         self._group = group
         self._failures = failures
+        self._bindings = bindings
         self._logs = logs
         self._calls = Count()
         self._serving = Count()
@@ -117,6 +127,8 @@ class Children:
                 shield = True
 
     async def _until_done(self) -> None:
+        await self._calls.until_none()
+        await self._bindings.until_none()
         await self._calls.until_none()
         self.services_ended = True
         self._services_end()

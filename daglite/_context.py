@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar, Token
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from ._eventloop import in_event_loop
 from .exceptions import SessionError
 from .settings import get_settings
 
@@ -15,7 +18,19 @@ if TYPE_CHECKING:
     from ._threads import Threads
     from .settings import Settings
 
-__all__ = ["OUTSIDE", "Home", "Position", "Root", "current_task", "here", "report", "reset", "set_current"]
+__all__ = [
+    "OPEN",
+    "OUTSIDE",
+    "Home",
+    "Position",
+    "Root",
+    "current_task",
+    "here",
+    "report",
+    "reset",
+    "set_current",
+    "whereabouts",
+]
 
 
 class Home:
@@ -97,6 +112,22 @@ class Home:
         if self._aside is not None:
             self._aside.close()
 
+    def is_foreign(self) -> bool:
+        """Whether the caller runs in another event loop than the session's, whose context was copied from one in it."""
+        books = self.books
+        # In its own thread none but its own runs, as good as always, and it is asked for every call.
+        if books is None or books.thread == get_ident():
+            return False
+        return in_event_loop() and not books.loop.is_running_here()
+
+    def disown(self) -> None:
+        """Be no session's any more, for those who believe that they are in it: they are in a copy of its process."""
+        self.session = self.watcher = self.threads = self.books = None
+        self.leaving = self.closed = False
+        self.is_quiet = True
+        if self._aside is not None:
+            self._aside.disown()
+
     def refuse(self, task: str, position: Position) -> None:
         """Raise if a session that is ending, or has ended, does not accept a call from there.
 
@@ -105,11 +136,14 @@ class Home:
         """
         if self.closed:
             raise SessionError(f"task {task!r} was called in session {self.name!r}, which has ended")
-        if self.leaving and isinstance(position, Root) and not position.starts_background:
+        if self.leaving and not position.accepted:
             raise SessionError(
                 f"task {task!r} was called in session {self.name!r}, which is ending: only calls that run already "
                 f"may make others"
             )
+
+
+OPEN: dict[Home, None] = {}  # of the open sessions of this process, oldest first
 
 
 class Position(Protocol):
@@ -136,9 +170,22 @@ class Position(Protocol):
         ...
 
     @property
+    def accepted(self) -> bool:
+        """Whether calls from here go on while the session ends."""
+        ...
+
+    @property
     def root(self) -> Root:
         """Where its outermost call was made, or that of the background call that it is in."""
         ...
+
+
+class Bound(Protocol):
+    """What makes a session current in another task or thread."""
+
+    ended: bool
+    streams: dict[Any, None]
+    task: Any
 
 
 class Root:
@@ -150,9 +197,10 @@ class Root:
         slot: The worker thread that the code runs in, or that waits for it.
         starts_background: Whether it is where a background call is made; that was accepted when it was started.
         is_serving: Whether that call is a service, or was started by one.
+        binding: What made the session current here, if that was not its own `async with`.
     """
 
-    __slots__ = ("call", "home", "is_serving", "slot", "starts_background")
+    __slots__ = ("binding", "call", "home", "is_serving", "slot", "starts_background")
 
     def __init__(
         self,
@@ -162,12 +210,19 @@ class Root:
         *,
         starts_background: bool = False,
         is_serving: bool = False,
+        binding: Bound | None = None,
     ) -> None:
         self.home: Home = home
         self.call: Watched | None = call
         self.slot: Thread | None = slot
         self.starts_background: bool = starts_background
         self.is_serving: bool = is_serving
+        self.binding: Bound | None = binding
+
+    @property
+    def accepted(self) -> bool:
+        """Whether calls from here go on while the session ends, which waits for those who are bound to it."""
+        return self.starts_background or (self.binding is not None and not self.binding.ended)
 
     @property
     def root(self) -> Root:
@@ -184,6 +239,12 @@ reset_token = _current.reset
 PositionToken: TypeAlias = "Token[Position]"
 
 
+def whereabouts() -> Position:
+    """Where the running code is, as `here` says, but outside if another event loop runs it than the session's."""
+    position = _current.get()
+    return OUTSIDE if position.home.is_foreign() else position
+
+
 def reset(token: PositionToken) -> None:
     """Make current again what was so before."""
     try:
@@ -196,7 +257,7 @@ def reset(token: PositionToken) -> None:
 
 def current_task() -> TaskMetadata | None:
     """The innermost call that the running code belongs to; `None` outside all calls."""
-    call = here().call
+    call = whereabouts().call
     return None if call is None else call.metadata
 
 
@@ -210,7 +271,19 @@ def report(type: str, data: Any = None) -> None:
         type: What kind of thing is reported, for subscribers to tell by.
         data: The thing. Subscribers get it as it is.
     """
-    position = here()
+    position = whereabouts()
     watcher, call = position.home.watcher, position.call
     if watcher is not None and call is not None:
         watcher.reported(call, position.slot, type, data)
+
+
+def _forget_sessions() -> None:
+    """In a forked process: its parent has the sessions, with the event loops and threads that they need."""
+    set_current(OUTSIDE)
+    for home in OPEN:
+        home.disown()
+    OPEN.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_sessions)

@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from ._books import OPEN
+from ._context import OPEN
 from ._tree import tree_of
 
 __all__ = ["dump_on_signal"]
@@ -85,5 +85,5 @@ class Dump:
 
 def dumped() -> str:
     """The trees of all sessions."""
-    trees = [str(tree_of(books)) for books in list(OPEN)]
+    trees = [str(tree_of(home.books)) for home in list(OPEN) if home.books is not None and home.books.outer is None]
     return "\n".join(trees or ["daglite: no session is open"]) + "\n"

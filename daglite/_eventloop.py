@@ -38,6 +38,10 @@ class Loop:
         if sniffio is not None:
             self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
+    def is_running_here(self) -> bool:
+        """Whether it runs the caller, and no other event loop does."""
+        return get_ident() == self._thread and any(loop is self._token for loop in running_loops())
+
     def is_here(self) -> bool:
         """Whether the caller is in its thread."""
         return get_ident() == self._thread
@@ -66,6 +70,24 @@ class Loop:
                 self._token.run_sync_soon(func, *args)
             except trio.RunFinishedError:
                 pass
+
+
+def running_loops() -> list[Any]:
+    """The event loops that run in this thread, each as anyio's token for it: Trio may run as a guest of asyncio."""
+    loops = []
+    # A loop that was never imported does not run: importing it to ask would cost 50 ms.
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if asyncio is not None and (loop := asyncio._get_running_loop()) is not None:
+        loops.append(loop)
+    if trio is not None and trio.lowlevel.in_trio_run():
+        loops.append(trio.lowlevel.current_trio_token())
+    return loops
+
+
+def name_of_task(task: Any) -> str:
+    """The name of a task, as `running_task` has it."""
+    name: str = task.get_name() if hasattr(task, "get_name") else task.name
+    return name
 
 
 def running_task() -> Any:

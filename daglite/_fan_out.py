@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from . import _checks
-from ._context import here
+from ._context import whereabouts
 from ._failures import Failures, without_cancellation
 from ._protocols import Backend
 from .tasks import Task, as_task
@@ -91,7 +91,7 @@ class FanOut:
     def __init__(
         self, what: str, target: Any, iterables: tuple[Any, ...], *, limit: Any, backend: Any, errors: Any
     ) -> None:
-        position = here()
+        position = whereabouts()
         self.task: Task[Any, Any] = as_task(target)
         self.where: str = f"{what} of task {self.task.name!r}"
         self._sources = Sources(self.where, iterables)

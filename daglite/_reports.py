@@ -234,6 +234,7 @@ class Aside:
     __slots__ = ("_reports", "call", "home", "slot")
 
     starts_background = False
+    accepted = True
 
     def __init__(self, reports: Reports, home: Home, call: Watched | None, slot: Thread | None) -> None:
         self._reports = reports

@@ -29,12 +29,16 @@ class Slot:
     Args:
         position: From where the thread was started.
         name: The task whose function it runs.
-        func: What it runs.
+        func: What it runs; nothing, if it is taken over by whoever uses it.
         wake: Called in the thread when it has run it.
     """
 
     def __init__(
-        self, position: Position, name: str, func: Callable[[], Any], wake: Callable[[], None] | None = None
+        self,
+        position: Position,
+        name: str,
+        func: Callable[[], Any] = lambda: None,
+        wake: Callable[[], None] | None = None,
     ) -> None:
         self.home: Home = position.home
         self.name: str = name
@@ -58,6 +62,11 @@ class Slot:
             self._outer._adopt(self)
 
     starts_background = False
+
+    @property
+    def accepted(self) -> bool:
+        """Whether calls from here go on while the session ends."""
+        return self._position.accepted
 
     @property
     def slot(self) -> Slot:
@@ -93,6 +102,12 @@ class Slot:
             self._state = "ended"
             if self._stuck is not None:
                 self._stuck.discard(self)
+
+    def leave(self) -> None:
+        """Note that whoever uses the thread has done with it."""
+        self.pause()
+        if self._outer is not None:
+            self._outer._forget(self)
 
     def run(self) -> None:
         """Run the function, in the thread."""

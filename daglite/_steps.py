@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from ._call import Call
-from ._context import Position, set_current
+from ._context import Bound, Position, set_current
 from ._log import logger
 from ._protocols import Surroundings
 from .exceptions import SessionError
@@ -36,6 +36,7 @@ class Steps:
         self.busy: bool = False
         self.closing: bool = False
         self.ended: bool = False
+        self._binding: Bound | None = None  # what closes it, if not the session
         self._surroundings: Surroundings | None = None  # of the generator's code, by plugins
 
     in_thread: bool = False  # of its own
@@ -70,8 +71,12 @@ class Steps:
             watcher = self.call.watcher
             if watcher is not None:
                 self._surroundings = watcher.activation(self.call)
-            if self.call.home.books is not None:
-                self.call.home.books.streams[self] = None
+            books, binding = self.call.home.books, self.call.root.binding
+            if books is not None:
+                books.streams[self] = None
+                if binding is not None and not binding.ended:
+                    self._binding = binding
+                    binding.streams[self] = None
         return self.context
 
     def enter(self, what: str) -> Context:
@@ -143,6 +148,8 @@ class Steps:
         self.ended = True
         if self.call.home.books is not None:
             self.call.home.books.streams.pop(self, None)
+            if self._binding is not None:
+                self._binding.streams.pop(self, None)
         if self.context is None:
             return None
         if self.call.watcher is None:

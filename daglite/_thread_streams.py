@@ -89,7 +89,7 @@ class ThreadSteps(Steps):
         return context_for_thread()
 
     def _position(self) -> Slot:
-        self._slot = Slot(self.call, self.call.spec.label, lambda: None)
+        self._slot = Slot(self.call, self.call.spec.label)
         return self._slot
 
     async def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:

@@ -19,17 +19,19 @@ from anyio.abc import TaskGroup
 from typing_extensions import ParamSpec, Self
 
 from . import _checks
+from ._bindings import Binding, Bindings
 from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
 from ._children import Children
-from ._context import Home, Position, Root, here, reset, set_current
-from ._eventloop import running_task
+from ._context import OPEN, Home, Position, Root, reset, set_current, whereabouts
+from ._eventloop import Loop, running_task
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
 from ._handles import CallHandle
 from ._hooks import Hooks, name_of
 from ._log import logger
 from ._metadata import new_id
+from ._open_streams import Closing
 from ._threads import Patience, Threads
 from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
@@ -45,6 +47,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 __all__ = [
+    "Binding",
     "CallHandle",
     "CallTree",
     "LiveCall",
@@ -55,7 +58,7 @@ __all__ = [
     "session",
 ]
 
-for _public in (CallHandle, CallTree, LiveCall, SessionStats, Subscription):
+for _public in (Binding, CallHandle, CallTree, LiveCall, SessionStats, Subscription):
     _public.__module__ = __name__  # where people find them
 del _public
 
@@ -136,7 +139,7 @@ def session(
 
 def current_session() -> Session | None:
     """The innermost session that the running code is in; `None` outside all sessions."""
-    return here().home.session  # type: ignore[no-any-return]
+    return whereabouts().home.session  # type: ignore[no-any-return]
 
 
 class Session:
@@ -180,7 +183,7 @@ class Session:
             raise SessionError(f"session {self.name!r} was entered before; session() makes another")
         from ._reports import Reports  # the events take 15 ms to import, which a program without sessions is spared
 
-        self._outside: Position = here()
+        self._outside: Position = whereabouts()
         outer = self._outside.home
         settings = replace(outer.settings if isinstance(self._base, NotGiven) else self._base, **self._given)
         # Who watches the enclosing session watches this one, unless it is opened by what a hook has started.
@@ -189,26 +192,30 @@ class Session:
         self._group: TaskGroup = anyio.create_task_group()
         await self._group.__aenter__()
         # From here on all that is begun is undone by leaving.
+        loop = Loop()
         self._task: Any = running_task()
         self._failures = Failures()
         self._failures.scope = self._group.cancel_scope
         self._patience = Patience(self._watch_cancellation)
         self._until_cancelled: anyio.CancelScope | None = None
         self._threads = Threads(f"session {self.name!r}'s threads", settings.max_threads, self._patience)
-        self._books: Books = Books(self.name, self.id, self._threads.stuck, outer.books)
+        self._books: Books = Books(self.name, self.id, self._threads.stuck, loop, outer.books)
         self._home: Home = Home(self.name, session=self, threads=self._threads, settings=settings, books=self._books)
-        self._bus: Bus = Bus(self.id, None if enclosing is None else enclosing._bus)
+        self._bus: Bus = Bus(self.id, loop, None if enclosing is None else enclosing._bus)
         self._reports: Reports = Reports(self._home, self._bus, hooks, self._outside)
+        self._bindings = Bindings(self._home, loop)
         self._children = Children(
             self.name,
             self._group,
             self._failures,
+            self._bindings,
             logs=settings.on_background_error == "log",
             services_end=self._limit_patience,
         )
         self._watchers = Watchers(self._home, self._bus, self._group, self._failures, self._outside)
         self._began = time.perf_counter()
         self._state = "open"
+        OPEN[self._home] = None
         self._token = set_current(Root(self._home, self._outside.call, self._outside.slot))
         try:
             for plugin in hooks.own:
@@ -239,6 +246,7 @@ class Session:
         except BaseException as interrupt:  # in a hook
             self._failures.add(interrupt)
         self._books.close()
+        del OPEN[self._home]
         self._bus.end(lasting=True)
         self._watchers.end_soon()
         cancellation = await self._leave_group(cancellation)
@@ -267,12 +275,16 @@ class Session:
                 f"session {self.name!r} was left in another task than it was entered in, and is cancelled: keep both in "
                 f"one task, or start a task that holds it with `async with` and that is told when to end"
             )
-        inner = here().home.session
-        if inner is not self and isinstance(inner, Session) and inner._task is self._task and inner._is_inside(self):
-            raise SessionError(
-                f"session {self.name!r} was left before session {inner.name!r}, which was opened in it by the same task: "
-                f"leave that first"
-            )
+        position = whereabouts()
+        inner, binding = position.home.session, position.root.binding
+        opened = None
+        if binding is not None and binding.task is self._task and self._bindings.has(binding):
+            opened = "bind() of it"
+        elif inner is not self and isinstance(inner, Session) and inner._task is self._task and inner._is_inside(self):
+            opened = f"session {inner.name!r}"
+        if opened is not None:
+            text = f"session {self.name!r} was left before {opened}, which the same task has entered since"
+            raise SessionError(f"{text}: leave that first")
 
     def _is_inside(self, other: Session) -> bool:
         session: Any = self
@@ -307,49 +319,26 @@ class Session:
         """
         if self._until_cancelled is not None:
             self._until_cancelled.cancel()
-        deadline = anyio.current_time() + self._home.settings.grace
+        if bound := ", ".join(self._bindings.give_up()):
+            logger().warning("session %r ends while it is still bound: to %s", self.name, bound)
+        grace = self._home.settings.grace
+        deadline = anyio.current_time() + grace
         threads_until = min(self._patience.deadline, deadline)  # they have had their time, if all was cancelled before
         self._patience.end_at(deadline)
-        cancellation = await self._close_streams(deadline)
+        closing = Closing(f"session {self.name!r}", grace)
+        await closing.close_all(self._books.streams, deadline)
+        if closing.fatal is not None:
+            self._failures.add(closing.fatal)
         self._home.close()
-        return await self._wait_for_threads(threads_until) or cancellation
+        self._give_up_strays()
+        return await self._wait_for_threads(threads_until) or closing.cancellation
 
-    def _close_soon(self, steps: Any) -> None:
-        """Close a stream that was dropped; called by the collector, in whatever thread and at whatever moment."""
-        self._bus.loop.post(self._close_dropped, steps)
-
-    def _close_dropped(self, steps: Any) -> None:
-        if self._state == "open" and not steps.ended:
-            self._children.close_soon(partial(self._close_now, steps))
-
-    async def _close_now(self, steps: Any) -> None:
-        with anyio.move_on_after(self._home.settings.grace, shield=True):
-            await self._close(steps)
-
-    async def _close_streams(self, deadline: float) -> BaseException | None:
-        """Close what is still open, oldest first: a stream that reads from another was opened before that.
-
-        Args:
-            deadline: When they have to be closed, by the event loop's clock.
-
-        Returns:
-            The native cancellation that came in the meantime.
-        """
-        cancellation: BaseException | None = None
-        for steps in list(self._books.streams):
-            slot = steps.call.slot
-            if slot is not None and slot.given_up:
-                continue  # it may run at this moment, and nobody is to hear of it
-            # A scope for each: one that takes too long does not keep the next from being closed.
-            try:
-                with anyio.CancelScope(deadline=deadline, shield=True) as scope:
-                    await self._close(steps)
-            except get_cancelled_exc_class() as interrupted:
-                cancellation = cancellation or interrupted
-            if scope.cancelled_caught:
-                text = "session %r: stream %r had not closed after %g s"
-                logger().warning(text, self.name, steps.call.spec.label, self._home.settings.grace)
-        return cancellation
+    def _give_up_strays(self) -> None:
+        """Let calls end, for all that anybody hears, that run where nobody of the session's own waits for them."""
+        for call in list(self._books.live):
+            tell_plugins = call.give_up(told=False)
+            if tell_plugins is not None:
+                tell_plugins()
 
     async def _wait_for_threads(self, deadline: float) -> BaseException | None:
         """Wait for the threads that were abandoned.
@@ -367,15 +356,22 @@ class Session:
             return interrupted
         return None
 
-    async def _close(self, steps: Any) -> None:
-        try:
-            await steps.aclose()
-        except Exception:
-            logger().exception("session %r: stream %r failed to close", self.name, steps.call.spec.label)
-        except BaseException as exc:
-            cancellation = self._failures.add(exc)
-            if cancellation is not None:
-                raise cancellation
+    def _close_soon(self, steps: Any) -> None:
+        """Close a stream that was dropped; called by the collector, in whatever thread and at whatever moment."""
+        self._bus.loop.post(self._close_dropped, steps)
+
+    def _close_dropped(self, steps: Any) -> None:
+        if self._state == "open" and not steps.ended:
+            self._children.close_soon(partial(self._close_now, steps))
+
+    async def _close_now(self, steps: Any) -> None:
+        grace = self._home.settings.grace
+        closing = Closing(f"session {self.name!r}", grace)
+        await closing.close_all([steps], anyio.current_time() + grace)
+        if closing.fatal is not None:
+            self._failures.add(closing.fatal)
+        if closing.cancellation is not None:
+            raise closing.cancellation
 
     async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
         """Wait for the watchers.
@@ -486,7 +482,7 @@ class Session:
 
     def _start(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_service: bool) -> CallHandle[Any]:
         task = as_task(func)
-        position = here()
+        position = whereabouts()
         self._check_open(f"the background call of {task.name!r}", position)
         if is_service and self._children.services_ended:
             raise SessionError(f"session {self.name!r}: the service {task.name!r} comes after services were cancelled")
@@ -497,6 +493,54 @@ class Session:
         handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root))
         self._children.start(handle, task.name, is_service=is_service, is_serving=is_serving)
         return handle
+
+    def bind(self) -> Binding[Self]:
+        """Make the session current in another task or thread than it was entered in: a request of a web server, say.
+
+        ```python
+        import anyio
+        from daglite import current_session, session, task
+
+
+        @task
+        async def double(number: int) -> int:
+            return 2 * number
+
+
+        async def main() -> int:
+            results: list[int] = []
+            async with anyio.create_task_group() as group, session() as s:
+
+                async def handle(number: int, done: anyio.Event) -> None:
+                    async with s.bind():  # in a thread of your own: `with s.bind()`
+                        results.append(await double(number))
+                    done.set()
+
+                done = anyio.Event()
+                group.start_soon(handle, 21, done)
+                await done.wait()
+                assert s.stats().succeeded == 1
+            return results[0]
+
+
+        assert anyio.run(main) == 42
+        ```
+
+        When it is left it closes the streams that were opened under it. What is started in the background there is the
+        session's, and may go on. The session waits for those who are bound to it before it ends, for at most `grace`
+        seconds; what they call goes on so long.
+
+        Returns:
+            What is entered once: with `async with` in a task of the session's event loop, with `with` in a thread in which
+            none runs. Either gives the session. A `SessionError` says what to do when it cannot be entered.
+
+        Raises:
+            SessionError: The session is not open.
+        """
+        self._check_entered("bind()")
+        if self._state != "open":
+            raise SessionError(f"session {self.name!r}: bind() after it has begun to end")
+        return Binding(self, self._home, self._bus.loop, self._bindings)
 
     def events(self, *, max_buffer: int | None = None, under: UUID | None = None) -> Subscription:
         """The events of this session and of those inside it, for `async with`, then `async for`.
@@ -601,13 +645,13 @@ class Session:
     def _check_entered(self, what: str) -> None:
         if self._state == "new":
             raise SessionError(f"session {self.name!r}: {what} before it was entered; use it in `async with`")
+        if self._home.session is None:
+            raise SessionError(f"session {self.name!r}: {what} in a fork of the process that it is open in")
 
     def _check_open(self, what: str, position: Position | None) -> None:
         """Raise if the session is not to be used, but for the running calls of one that is about to end."""
         self._check_entered(what)
-        is_running = position is not None and position.home.session is not None
-        if isinstance(position, Root):
-            is_running = position.starts_background
+        is_running = position is not None and position.accepted and position.home.session is not None
         if self._state != "open" and not (self._state == "leaving" and is_running):
             raise SessionError(f"session {self.name!r}: {what} after it has begun to end")
         if not self._bus.loop.is_here():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from daglite._context import here
+from daglite._context import whereabouts
 from daglite._hookspecs import hook_impl
 
 __all__ = ["LoggingPlugin"]
@@ -74,7 +74,7 @@ class LoggingPlugin:
 
     def publish(self, record: logging.LogRecord) -> None:
         """Publish a record that was just made, if that was in a session that has this plugin."""
-        position = here()
+        position = whereabouts()
         session, watcher = position.home.session, position.home.watcher
         if watcher is not None and session.id in self._sessions and record.levelno >= self.level:
             watcher.logged(position.call, position.slot, record)
@@ -97,7 +97,7 @@ class Factory:
         """Make a record."""
         record = self.replaced(name, *args, **kwargs)
         if _factory is self:
-            call = here().call
+            call = whereabouts().call
             record.daglite_task_name = NO_TASK if call is None else call.metadata.name
             record.daglite_task_id = NO_TASK if call is None else str(call.metadata.id)
             if name is not None:  # else it is one from elsewhere, still to be filled by `logging.makeLogRecord`

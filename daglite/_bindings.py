@@ -1,0 +1,183 @@
+"""Those who use a session from other tasks and threads than it is open in."""
+
+from __future__ import annotations
+
+import math
+import threading
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from ._context import Home, PositionToken, Root, reset, set_current, whereabouts
+from ._eventloop import Loop, in_event_loop, name_of_task, running_task
+from ._open_streams import Closing
+from ._slots import Slot
+from .exceptions import SessionError
+
+__all__ = ["Binding", "Bindings"]
+
+S = TypeVar("S")
+
+
+class Bindings:
+    """The open ones of a session.
+
+    Args:
+        home: The session.
+        loop: Its event loop.
+    """
+
+    def __init__(self, home: Home, loop: Loop) -> None:
+        self._home = home
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._open: dict[Binding[Any], None] = {}
+        self._none: anyio.Event | None = None
+        self._deadline = math.inf
+
+    def add(self, binding: Binding[Any]) -> None:
+        """One more.
+
+        Raises:
+            SessionError: The session is about to end.
+        """
+        with self._lock:
+            if self._home.leaving:
+                raise SessionError(f"session {self._home.name!r}: bind() after it has begun to end")
+            self._open[binding] = None
+
+    def discard(self, binding: Binding[Any]) -> None:
+        """One less, in whatever thread."""
+        with self._lock:
+            self._open.pop(binding, None)
+            none = None if self._open else self._none
+        if none is not None:
+            self._loop.run(none.set)
+
+    async def until_none(self) -> None:
+        """Wait until there are none, or the session's grace is over."""
+        with self._lock:  # in which somebody may be about to be added
+            if not self._open:
+                return
+            none = self._none = anyio.Event()
+        if self._deadline == math.inf:
+            self._deadline = anyio.current_time() + self._home.settings.grace
+        with anyio.CancelScope(deadline=self._deadline):
+            await none.wait()
+
+    def give_up(self) -> list[str]:
+        """End those that are left: nobody is to hear of what they do.
+
+        Returns:
+            What runs in them.
+        """
+        with self._lock:
+            left, self._open = list(self._open), {}
+        for binding in left:
+            binding.give_up()
+        return sorted(binding.owner for binding in left)
+
+    def has(self, binding: Any) -> bool:
+        """Whether it is one of the open ones."""
+        return binding in self._open
+
+
+class Binding(Generic[S]):
+    """What `Session.bind()` returns, for `async with` in a task and for `with` in a thread: it may be entered once.
+
+    Args:
+        session: The session.
+        home: What its code sees of it.
+        loop: Its event loop.
+        bindings: The open ones of the session.
+    """
+
+    def __init__(self, session: S, home: Home, loop: Loop, bindings: Bindings) -> None:
+        self.streams: dict[Any, None] = {}  # opened under it, oldest first, which it closes
+        self.ended: bool = False  # what is called or opened under it from now on is the session's
+        self.owner: str = ""
+        self.task: Any = None
+        self._session = session
+        self._home = home
+        self._loop = loop
+        self._bindings = bindings
+        self._used = False
+        self._slot: Slot | None = None
+        self._token: PositionToken
+
+    async def __aenter__(self) -> S:
+        if not self._loop.is_running_here():
+            raise self._refused("`async with` in another event loop than its own: a thread takes `with`")
+        self.task = running_task()
+        self._begin(f"task {name_of_task(self.task)!r}")
+        self._token = set_current(self._root())
+        return self._session
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end()
+        grace = self._home.settings.grace
+        closing = Closing(f"bind() of session {self._home.name!r}", grace)
+        try:
+            if self.streams:
+                await closing.close_all(self.streams, anyio.current_time() + grace)
+        finally:
+            self._bindings.discard(self)
+        if (error := closing.fatal or closing.cancellation) is not None:
+            raise error
+
+    def __enter__(self) -> S:
+        if in_event_loop():
+            raise self._refused("`with` in an event loop's thread: use `async with`")
+        thread = threading.current_thread().name
+        self._begin(f"thread {thread!r}")
+        self._slot = Slot(self._root(), f"thread {thread!r}")
+        self._slot.resume()
+        self._token = set_current(self._slot)
+        return self._session
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._slot is not None
+        self._end()
+        closing = Closing(f"bind() of session {self._home.name!r}", math.inf)
+        try:
+            closing.close_all_here(self.streams)
+        finally:
+            self._slot.leave()
+            self._bindings.discard(self)
+        if closing.fatal is not None:
+            raise closing.fatal
+
+    def _begin(self, owner: str) -> None:
+        if self._used:
+            raise self._refused("it was entered before, and can be once: bind() makes another")
+        self.owner = owner
+        self._bindings.add(self)
+        self._used = True
+
+    def _root(self) -> Root:
+        """Where its code runs: in the call that it is in already, if that is so."""
+        position = whereabouts()
+        is_same = position.home.session is self._session
+        home = position.home if is_same else self._home  # that of a hook, maybe
+        is_serving = is_same and position.root.is_serving
+        return Root(home, position.call, position.slot, is_serving=is_serving, binding=self)
+
+    def _end(self) -> None:
+        if not self._used or self.ended:
+            raise self._refused("it is left, and was not entered, or was left before")
+        reset(self._token)
+        self.ended = True
+        self.task = None
+
+    def give_up(self) -> None:
+        """The session ends without it."""
+        if self._slot is not None:
+            self._slot.give_up()
+
+    def _refused(self, why: str) -> SessionError:
+        return SessionError(f"session {self._home.name!r}: bind(): {why}")
