@@ -83,7 +83,7 @@ class Settings:
     ```
 
     Args:
-        backend: Where fan-outs, `start_soon` and `to_thread` run sync functions that do not say: `"thread"` or `"inline"`.
+        backend: Where fan-outs and `start_soon` run sync functions that do not say: `"thread"` or `"inline"`.
         max_threads: How many worker threads the calls of a session may use at once, and the calls of an event loop outside
             sessions.
         grace: Seconds that cleaning up may take when a session ends.
