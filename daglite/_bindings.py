@@ -109,8 +109,9 @@ class Binding(Generic[S]):
     async def __aenter__(self) -> S:
         if not self._loop.is_running_here():
             raise self._refused("`async with` in another event loop than its own: a thread takes `with`")
-        self.task = running_task()
-        self._begin(f"task {name_of_task(self.task)!r}")
+        task = running_task()
+        self._begin(f"task {name_of_task(task)!r}")
+        self.task = task
         self._token = set_current(self._root())
         return self._session
 
@@ -131,11 +132,14 @@ class Binding(Generic[S]):
     def __enter__(self) -> S:
         if in_event_loop():
             raise self._refused("`with` in an event loop's thread: use `async with`")
-        thread = threading.current_thread().name
-        self._begin(f"thread {thread!r}")
-        self._slot = Slot(self._root(), f"thread {thread!r}")
-        self._slot.resume()
-        self._token = set_current(self._slot)
+        slot = Slot(self._root(), f"thread {threading.current_thread().name!r}")
+        try:
+            self._begin(slot.name, slot)
+        except BaseException:
+            slot.leave()
+            raise
+        slot.resume()
+        self._token = set_current(slot)
         return self._session
 
     def __exit__(
@@ -152,10 +156,11 @@ class Binding(Generic[S]):
         if closing.fatal is not None:
             raise closing.fatal
 
-    def _begin(self, owner: str) -> None:
+    def _begin(self, owner: str, slot: Slot | None = None) -> None:
         if self._used:
             raise self._refused("it was entered before, and can be once: bind() makes another")
         self.owner = owner
+        self._slot = slot
         self._bindings.add(self)
         self._used = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from threading import get_ident
+from threading import current_thread, get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_cur
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
-from ._slots import ThreadCancelled
+from ._slots import Slot, ThreadCancelled
 from ._spec import Spec
 from .exceptions import TaskError, TaskTimeoutError
 
@@ -202,6 +202,9 @@ class Call:
         books = home.books
         if books is None:
             return
+        if self.slot is None and books.thread != get_ident():
+            # A thread of the user's with a copy of the context: the session's end may come between the call's own.
+            self.slot = Slot(self.parent, f"thread {current_thread().name!r}")
         self.began = perf_counter()
         books.live[self] = None
         next(books.begun)

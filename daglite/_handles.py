@@ -9,12 +9,13 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ._typing import NOT_GIVEN
-from .exceptions import CallCancelledError
+from .exceptions import CallCancelledError, SessionError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from ._call import Call
+    from ._eventloop import Loop
 
 __all__ = ["CallHandle"]
 
@@ -28,9 +29,10 @@ class CallHandle(Generic[R]):
     it was caught here: to handle it, `await` the task instead of starting it.
     """
 
-    def __init__(self, call: Call, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def __init__(self, call: Call, work: Callable[[], Coroutine[Any, Any, Any]], loop: Loop) -> None:
         self._call = call
         self._work = work
+        self._loop = loop
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
         self._waiting = 0
@@ -54,11 +56,17 @@ class CallHandle(Generic[R]):
         return f"<CallHandle of {self._call.metadata.name!r}>"
 
     async def _wait(self) -> R:
-        self._waiting += 1
-        try:
-            await self._done.wait()
-        finally:
-            self._waiting -= 1
+        if self._done.is_set():
+            await checkpoint()
+        elif self._loop.is_running_here():
+            self._waiting += 1
+            try:
+                await self._done.wait()
+            finally:
+                self._waiting -= 1
+        else:
+            name = self._call.metadata.name
+            raise SessionError(f"the background call of task {name!r} was awaited in another event loop than its own")
         if self._error is not None:
             raise self._error
         if self._value is NOT_GIVEN:

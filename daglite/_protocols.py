@@ -26,7 +26,11 @@ class Watched(Protocol):
     work: Thread | None
     deadline: float | None
     backing_off: tuple[int, float]
-    slot: Thread | None
+
+    @property
+    def slot(self) -> Thread | None:
+        """The worker thread that it runs in, or that waits for it."""
+        ...
 
     @property
     def metadata(self) -> TaskMetadata:
@@ -110,6 +114,10 @@ class Thread(Protocol):
 
     given_up: bool
     deadline: float | None
+
+    def give_up(self) -> None:
+        """Let nobody hear of it any more."""
+        ...
 
     @property
     def state(self) -> str | None:

@@ -336,6 +336,9 @@ class Session:
     def _give_up_strays(self) -> None:
         """Let calls end, for all that anybody hears, that run where nobody of the session's own waits for them."""
         for call in list(self._books.live):
+            if call.slot is not None:
+                call.slot.give_up()  # which runs now, and may be about to end the call by itself
+                continue
             tell_plugins = call.give_up(told=False)
             if tell_plugins is not None:
                 tell_plugins()
@@ -490,7 +493,7 @@ class Session:
         home = position.home if position.home.session is self else self._home
         is_serving = is_service or (position.home.session is self and position.root.is_serving)
         root = Root(home, position.call, starts_background=True, is_serving=is_serving)
-        handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root))
+        handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root), self._bus.loop)
         self._children.start(handle, task.name, is_service=is_service, is_serving=is_serving)
         return handle
 

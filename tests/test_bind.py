@@ -485,6 +485,8 @@ async def test_what_is_wrong_with_it_is_said() -> None:
         async with once:
             with pytest.raises(SessionError, match="it was entered before, and can be once: bind\\(\\) makes another"):
                 await once.__aenter__()
+            with pytest.raises(SessionError, match="it was entered before, and can be once: bind\\(\\) makes another"):
+                await anyio.to_thread.run_sync(once.__enter__)
         with pytest.raises(SessionError, match="was left before"):
             await once.__aexit__(None, None, None)
         with pytest.raises(SessionError, match="`with` in an event loop's thread: use `async with`"):

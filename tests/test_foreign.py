@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -11,8 +12,11 @@ import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import current_session, current_task, gather_tasks, report, session, task
+from daglite import TaskMetadata, current_session, current_task, gather_tasks, report, session, task
+from daglite.events import TaskCancelled
 from daglite.exceptions import SessionError
+from daglite.plugins import hook_impl
+from daglite.sessions import CallHandle, Subscription
 
 
 @task
@@ -86,6 +90,74 @@ async def test_a_thread_without_an_event_loop_is_in_it() -> None:
         assert await anyio.to_thread.run_sync(current_session) is s
         await anyio.to_thread.run_sync(where)
         assert s.stats().succeeded == 1
+
+
+async def test_a_call_in_such_a_thread_ends_once_though_the_session_ends_meanwhile() -> None:
+    """It ends by itself at the moment at which it is given up: whoever comes first is told of, and nobody else."""
+    told: list[str] = []
+    begun, ending, given_up, block = (threading.Event() for _ in range(4))
+
+    class Witness:
+        @hook_impl
+        def after_node_execute(self, metadata: TaskMetadata) -> None:
+            told.append(f"{metadata.name} succeeded")
+            ending.set()
+            assert given_up.wait(10)
+
+        @hook_impl
+        def on_node_cancelled(self, metadata: TaskMetadata) -> None:
+            told.append(f"{metadata.name} cancelled")
+
+        @hook_impl
+        def after_session_end(self) -> None:
+            given_up.set()
+
+    @task
+    def is_ending() -> None:
+        pass
+
+    @task
+    def is_running() -> None:
+        begun.set()
+        assert block.wait(10)
+
+    heard: list[str] = []
+
+    async def follow(events: Subscription) -> None:
+        heard.extend([event.metadata.name async for event in events if isinstance(event, TaskCancelled)])
+
+    async with session(plugins=[Witness()]) as s:
+        s.watch(follow)
+        context = copy_context()
+        threads = [threading.Thread(target=context.copy().run, args=(each,)) for each in (is_running, is_ending)]
+        for thread in threads:
+            thread.start()
+        await anyio.to_thread.run_sync(begun.wait)
+        await anyio.to_thread.run_sync(ending.wait)
+    block.set()
+    for thread in threads:
+        await anyio.to_thread.run_sync(thread.join)
+    assert sorted(told) == ["is_ending succeeded", "is_running cancelled"]
+    assert sorted(heard) == ["is_ending", "is_running"]
+    assert (s.stats().running, s.stats().cancelled) == (0, 2)
+
+
+async def test_a_handle_is_not_awaited_in_another_event_loop() -> None:
+    async def double_later(number: int, event: anyio.Event) -> int:
+        await event.wait()
+        return 2 * number
+
+    async def elsewhere(handle: CallHandle[int]) -> int:
+        return await handle
+
+    async with session() as s:
+        go_on = anyio.Event()
+        handle = s.start_soon(double_later, 4, go_on)
+        with pytest.raises(SessionError, match="'double_later' was awaited in another event loop than its own"):
+            await anyio.to_thread.run_sync(anyio.run, elsewhere, handle)
+        go_on.set()
+        assert await handle == 8
+        assert await anyio.to_thread.run_sync(anyio.run, elsewhere, handle) == 8  # it is there: nobody waits
 
 
 def in_fork(work: Callable[[], Any]) -> str:
