@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import warnings
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from uuid import UUID
 
 import anyio
-from anyio import get_cancelled_exc_class
 from anyio.abc import TaskGroup
 from typing_extensions import ParamSpec, Self
 
@@ -24,15 +22,14 @@ from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
 from ._children import Children
 from ._context import OPEN, Home, Position, Root, reset, set_current, whereabouts
+from ._ending import Ending
 from ._eventloop import Loop, running_task
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
 from ._handles import CallHandle
 from ._hooks import Hooks, name_of
-from ._log import logger
 from ._metadata import new_id
-from ._open_streams import Closing
-from ._threads import Patience, Threads
+from ._threads import Threads
 from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
 from ._watchers import Watchers
@@ -192,28 +189,8 @@ class Session:
         self._group: TaskGroup = anyio.create_task_group()
         await self._group.__aenter__()
         # From here on all that is begun is undone by leaving.
-        loop = Loop()
-        self._task: Any = running_task()
-        self._failures = Failures()
-        self._failures.scope = self._group.cancel_scope
-        self._patience = Patience(self._watch_cancellation)
-        self._until_cancelled: anyio.CancelScope | None = None
-        self._threads = Threads(f"session {self.name!r}'s threads", settings.max_threads, self._patience)
-        self._books: Books = Books(self.name, self.id, self._threads.stuck, loop, outer.books)
-        self._home: Home = Home(self.name, session=self, threads=self._threads, settings=settings, books=self._books)
-        self._bus: Bus = Bus(self.id, loop, None if enclosing is None else enclosing._bus)
+        self._build(settings, enclosing)
         self._reports: Reports = Reports(self._home, self._bus, hooks, self._outside)
-        self._bindings = Bindings(self._home, loop)
-        self._children = Children(
-            self.name,
-            self._group,
-            self._failures,
-            self._bindings,
-            logs=settings.on_background_error == "log",
-            services_end=self._limit_patience,
-        )
-        self._watchers = Watchers(self._home, self._bus, self._group, self._failures, self._outside)
-        self._began = time.perf_counter()
         self._state = "open"
         OPEN[self._home] = None
         self._token = set_current(Root(self._home, self._outside.call, self._outside.slot))
@@ -227,6 +204,29 @@ class Session:
             raise
         return self
 
+    def _build(self, settings: Settings, enclosing: Session | None) -> None:
+        """Make its parts, each of those before it."""
+        loop = Loop()
+        self._task: Any = running_task()
+        self._began = time.perf_counter()
+        self._failures = Failures()
+        self._failures.scope = self._group.cancel_scope
+        self._ending = Ending(self.name, settings.grace, self._group, self._failures)
+        self._threads = Threads(f"session {self.name!r}'s threads", settings.max_threads, self._ending.patience)
+        self._books: Books = Books(self.name, self.id, self._threads.stuck, loop, self._outside.home.books)
+        self._home: Home = Home(self.name, session=self, threads=self._threads, settings=settings, books=self._books)
+        self._bus: Bus = Bus(self.id, loop, None if enclosing is None else enclosing._bus)
+        self._bindings = Bindings(self._home, loop)
+        self._children = Children(
+            self.name,
+            self._group,
+            self._failures,
+            self._bindings,
+            logs=settings.on_background_error == "log",
+            services_end=self._ending.limit_patience,
+        )
+        self._watchers = Watchers(self._home, self._bus, self._group, self._failures, self._outside)
+
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
@@ -239,7 +239,7 @@ class Session:
             self._group.cancel_scope.cancel()
         cancellation = await self._children.join(exc if is_cancellation(exc) else None)
         self._state = "closing"
-        cancellation = await self._clean_up() or cancellation
+        cancellation = await self._ending.run(self._home, self._books, self._bindings) or cancellation
         self._state = "ended"
         try:
             self._reports.session_ended(self.name, time.perf_counter() - self._began)
@@ -292,89 +292,13 @@ class Session:
             session = session._outside.home.session
         return session is other
 
-    def _watch_cancellation(self) -> None:
-        """Bound the wait for threads from when the session is cancelled: called by those that wait."""
-        if self._until_cancelled is None:
-            self._until_cancelled = anyio.CancelScope()
-            self._group.start_soon(self._limit_when_cancelled, self._until_cancelled)
-
-    async def _limit_when_cancelled(self, ended: anyio.CancelScope) -> None:
-        with ended:
-            try:
-                await anyio.sleep_forever()
-            finally:
-                if not ended.cancel_called:
-                    self._limit_patience()
-
-    def _limit_patience(self) -> None:
-        """Let those that were cancelled wait for their threads for `grace` seconds from now."""
-        if self._patience.deadline == math.inf:
-            self._patience.end_at(anyio.current_time() + self._home.settings.grace)
-
-    async def _clean_up(self) -> BaseException | None:
-        """End what is left of the session's own: streams, threads, and the acceptance of calls.
-
-        Returns:
-            The native cancellation that came in the meantime.
-        """
-        if self._until_cancelled is not None:
-            self._until_cancelled.cancel()
-        if bound := ", ".join(self._bindings.give_up()):
-            logger().warning("session %r ends while it is still bound: to %s", self.name, bound)
-        grace = self._home.settings.grace
-        deadline = anyio.current_time() + grace
-        threads_until = min(self._patience.deadline, deadline)  # they have had their time, if all was cancelled before
-        self._patience.end_at(deadline)
-        closing = Closing(f"session {self.name!r}", grace)
-        await closing.close_all(self._books.streams, deadline)
-        if closing.fatal is not None:
-            self._failures.add(closing.fatal)
-        self._home.close()
-        self._give_up_strays()
-        return await self._wait_for_threads(threads_until) or closing.cancellation
-
-    def _give_up_strays(self) -> None:
-        """Let calls end, for all that anybody hears, that run where nobody of the session's own waits for them."""
-        for call in list(self._books.live):
-            if call.slot is not None:
-                call.slot.give_up()  # which runs now, and may be about to end the call by itself
-                continue
-            tell_plugins = call.give_up(told=False)
-            if tell_plugins is not None:
-                tell_plugins()
-
-    async def _wait_for_threads(self, deadline: float) -> BaseException | None:
-        """Wait for the threads that were abandoned.
-
-        Args:
-            deadline: For how long, by the event loop's clock.
-
-        Returns:
-            The native cancellation that came in the meantime, and ended the wait.
-        """
-        try:
-            with anyio.CancelScope(deadline=deadline, shield=True):
-                await self._threads.stuck.until_none()
-        except get_cancelled_exc_class() as interrupted:
-            return interrupted
-        return None
-
     def _close_soon(self, steps: Any) -> None:
         """Close a stream that was dropped; called by the collector, in whatever thread and at whatever moment."""
         self._bus.loop.post(self._close_dropped, steps)
 
     def _close_dropped(self, steps: Any) -> None:
         if self._state == "open" and not steps.ended:
-            self._children.close_soon(partial(self._close_now, steps))
-
-    async def _close_now(self, steps: Any) -> None:
-        grace = self._home.settings.grace
-        closing = Closing(f"session {self.name!r}", grace)
-        await closing.close_all([steps], anyio.current_time() + grace)
-        if closing.fatal is not None:
-            self._failures.add(closing.fatal)
-        if closing.cancellation is not None:
-            raise closing.cancellation
+            self._children.close_soon(partial(self._ending.close_now, steps))
 
     async def _leave_group(self, cancellation: BaseException | None) -> BaseException | None:
         """Wait for the watchers.

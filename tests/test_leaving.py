@@ -249,7 +249,7 @@ async def test_a_failed_cleanup_is_logged_too_and_an_interrupt_comes_out(caplog:
     ]
 
 
-BODY, CALL, SIBLING, CLEANUP = "body", "call", "sibling", "cleanup of the body"
+BODY, CALL, SIBLING = "body", "call", "sibling"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([BODY, CALL, SIBLING])))
@@ -285,14 +285,6 @@ async def test_failures_in_every_order_come_out_the_same(order: tuple[str, ...])
     assert repr(body) == "ValueError('body')"
     assert [type(error) for error in background] == [TaskError, TaskError]
     assert [str(error.__cause__) for error in background] == [who for who in order if who != BODY]
-
-
-async def test_a_body_that_only_is_cancelled_by_a_failure_adds_nothing_to_it() -> None:
-    with pytest.raises(TaskGroupError) as caught:
-        async with session() as s:
-            s.start_soon(fail)
-            await anyio.sleep_forever()
-    assert len(caught.value.exceptions) == 1
 
 
 async def test_a_failure_of_background_after_the_body_is_done_comes_out_alone() -> None:

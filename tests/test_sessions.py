@@ -117,24 +117,6 @@ async def test_the_error_of_the_body_comes_out_bare_and_cancels_the_calls() -> N
             raise KeyError("body")
 
 
-async def test_failures_of_body_and_background_come_out_together() -> None:
-    @task
-    async def fail_when_cancelled() -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            raise ValueError("cleanup")
-
-    with pytest.raises(ExceptionGroup) as caught:
-        async with session() as s:
-            s.start_soon(fail_when_cancelled)
-            await anyio.wait_all_tasks_blocked()
-            raise KeyError("body")
-    body, background = caught.value.exceptions
-    assert isinstance(body, KeyError)
-    assert isinstance(background, TaskError)
-
-
 async def test_a_group_of_the_body_comes_out_the_same_on_both_event_loops() -> None:
     """On Trio it holds the session's own cancellation too."""
     ready = anyio.Event()
@@ -360,20 +342,6 @@ async def test_calls_carry_the_ids_of_their_parents() -> None:
     assert own.parent_id == background.parent_id == me.id
     assert (own.is_background, background.is_background) == (False, True)
     assert top.parent_id is None
-
-
-async def test_sessions_of_sibling_tasks_share_nothing() -> None:
-    seen: list[Any] = []
-
-    async def sibling(name: str) -> None:
-        async with session(name=name) as s:
-            await checkpoint()
-            seen.append((name, current_session() is s))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(sibling, "a")
-        group.start_soon(sibling, "b")
-    assert sorted(seen) == [("a", True), ("b", True)]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
