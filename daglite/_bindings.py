@@ -75,7 +75,7 @@ class Bindings:
         with self._lock:
             left, self._open = list(self._open), {}
         for binding in left:
-            binding.give_up()
+            binding._give_up()
         return sorted(binding.owner for binding in left)
 
     def has(self, binding: Any) -> bool:
@@ -179,7 +179,7 @@ class Binding(Generic[S]):
         self.ended = True
         self.task = None
 
-    def give_up(self) -> None:
+    def _give_up(self) -> None:
         """The session ends without it."""
         if self._slot is not None:
             self._slot.give_up()

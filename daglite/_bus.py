@@ -54,7 +54,7 @@ class Bus:
             call: The call that it is about; `None` if it is about none.
         """
         for subscription in self.listeners:
-            subscription.put(event, call)
+            subscription._put(event, call)
 
     def add(self, subscription: Subscription) -> None:
         """Somebody subscribes."""
@@ -82,8 +82,8 @@ class Bus:
         """
         self.closed = True
         for subscription in self._own:
-            if subscription.lasting is lasting:
-                subscription.end()
+            if subscription._lasting is lasting:
+                subscription._end()
         if lasting and self._outer is not None:
             self._outer._inner.remove(self)
 
@@ -105,7 +105,7 @@ class Subscription:
         self, bus: Bus, *, lasting: bool = False, max_buffer: int | None = None, under: UUID | None = None
     ) -> None:
         self.dropped: int = 0
-        self.lasting: bool = lasting  # until the session has ended, and not only until it begins to end
+        self._lasting: bool = lasting  # until the session has ended, and not only until it begins to end
         self._bus = bus
         self._max_buffer = max_buffer
         self._under = under
@@ -117,11 +117,11 @@ class Subscription:
         self._used = False
 
     async def __aenter__(self) -> Self:
-        self.open()
+        self._enter()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self.close()
+        self._leave()
 
     def __aiter__(self) -> Self:
         return self
@@ -144,7 +144,7 @@ class Subscription:
         except (anyio.EndOfStream, anyio.ClosedResourceError):
             raise StopAsyncIteration from None
 
-    def open(self) -> None:
+    def _enter(self) -> None:
         """Begin to keep what is published.
 
         Raises:
@@ -160,7 +160,7 @@ class Subscription:
         self._open = True
         self._bus.add(self)
 
-    def put(self, event: Event, call: Watched | None) -> None:
+    def _put(self, event: Event, call: Watched | None) -> None:
         """Keep an event, from any thread.
 
         Args:
@@ -196,16 +196,16 @@ class Subscription:
         except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
             pass  # it is awake already, or gone
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Take no more events; those that wait are still delivered."""
         if self._open:
             self._open = False
             self._bus.discard(self)
             self._send.close()
 
-    def close(self) -> None:
+    def _leave(self) -> None:
         """End, and forget what waits."""
-        self.end()
+        self._end()
         self._receive.close()
         self._waiting.clear()
 

@@ -46,7 +46,7 @@ class Watchers:
             name: What messages call it.
         """
         events = Subscription(self._bus, lasting=True)
-        events.open()
+        events._enter()
         scope = anyio.CancelScope(shield=True)
         self._scopes.add(scope)
         self._group.start_soon(self._run, consumer, name, events, scope, name=f"watch {self._home.name}")
@@ -81,5 +81,5 @@ class Watchers:
             except BaseException as exc:
                 self._failures.add(exc)
             finally:
-                events.close()
+                events._leave()
                 self._scopes.discard(scope)

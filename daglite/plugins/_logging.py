@@ -72,7 +72,7 @@ class LoggingPlugin:
         self._sessions.discard(session_id)
         remove(self)
 
-    def publish(self, record: logging.LogRecord) -> None:
+    def _publish(self, record: logging.LogRecord) -> None:
         """Publish a record that was just made, if that was in a session that has this plugin."""
         position = whereabouts()
         session, watcher = position.home.session, position.home.watcher
@@ -102,7 +102,7 @@ class Factory:
             record.daglite_task_id = NO_TASK if call is None else str(call.metadata.id)
             if name is not None:  # else it is one from elsewhere, still to be filled by `logging.makeLogRecord`
                 for plugin in dict.fromkeys(_plugins):
-                    plugin.publish(record)
+                    plugin._publish(record)
         return record
 
 
