@@ -104,6 +104,8 @@ class Ending:
 
     async def _wait_for(self, stuck: Stuck, deadline: float) -> BaseException | None:
         """Wait for the threads that were abandoned, and return the native cancellation that ended the wait."""
+        if not stuck.alive:
+            return None
         try:
             with anyio.CancelScope(deadline=deadline, shield=True):
                 await stuck.until_none()

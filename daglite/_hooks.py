@@ -68,6 +68,8 @@ class Hooks:
 
     def of(self, hook: str) -> tuple[Implementation, ...]:
         """Those who implement a hook, in the order in which they are called."""
+        if not self.implementations:
+            return ()
         return tuple(each for each in self.implementations if each.hook == hook)
 
     def _found(self, plugins: Iterable[Any]) -> list[Any]:

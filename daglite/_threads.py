@@ -165,9 +165,8 @@ class Threads:
         self.max_threads: int = max_threads
         self.patience: Patience = patience or ENDLESS
         self.stuck: Stuck = Stuck(owner, max_threads)
-        self._limiter = CapacityLimiter(max_threads)
-        # Ours counts. That of an abandoned thread is free at once; Trio would keep it until the thread ends.
-        self._uncounted = CapacityLimiter(math.inf)
+        self._limiter: CapacityLimiter | None = None  # made for the first: most sessions have no threads
+        self._uncounted: CapacityLimiter
 
     async def run(self, work: Work, timeout: float | None) -> None:
         """Have something done in a worker thread, in a copy of the current context, and wait for it.
@@ -181,7 +180,12 @@ class Threads:
             AttemptRefused: Too many threads are stuck.
         """
         self.stuck.refuse(work.name)
-        await self._limiter.acquire_on_behalf_of(work)
+        limiter = self._limiter
+        if limiter is None:
+            limiter = self._limiter = CapacityLimiter(self.max_threads)
+            # Ours counts. That of an abandoned thread is free at once; Trio would keep it until the thread ends.
+            self._uncounted = CapacityLimiter(math.inf)
+        await limiter.acquire_on_behalf_of(work)
         try:
             self.stuck.refuse(work.name)
             if timeout is None:
@@ -192,7 +196,7 @@ class Threads:
             work.abandon(self.stuck)
             raise
         finally:
-            self._limiter.release_on_behalf_of(work)
+            limiter.release_on_behalf_of(work)
 
     async def _run_shielded(self, work: Work) -> None:
         # What is to be abandoned at some time has to be so from the start: anyio's own shield has no end.

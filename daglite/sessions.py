@@ -182,7 +182,9 @@ class Session:
 
         self._outside: Position = whereabouts()
         outer = self._outside.home
-        settings = replace(outer.settings if isinstance(self._base, NotGiven) else self._base, **self._given)
+        settings = outer.settings if isinstance(self._base, NotGiven) else self._base
+        if self._given:
+            settings = replace(settings, **self._given)
         # Who watches the enclosing session watches this one, unless it is opened by what a hook has started.
         enclosing = outer.session if isinstance(outer.session, Session) and outer.session._home is outer else None
         hooks = Hooks(self._plugins, None if enclosing is None else enclosing._reports.hooks)
