@@ -203,7 +203,10 @@ class Task(Generic[P, R]):
             kwargs: The keyword arguments.
             parent: Where it is made.
         """
-        self._spec.function.signature.bind(*args, **kwargs)
+        try:
+            self._spec.function.signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"task {self._spec.label!r}: {exc}") from None
         call = Call(self._spec, args, kwargs, parent)
         if not self.is_async:
             call.backend = self._backend(None, call.home)

@@ -191,7 +191,7 @@ async def test_a_call_that_is_cancelled_before_it_begins_never_begins() -> None:
 
 async def test_wrong_arguments_of_a_background_call_are_an_error_at_once() -> None:
     async with session() as s:
-        with pytest.raises(TypeError, match="missing a required argument: 'number'"):
+        with pytest.raises(TypeError, match="^task 'double': missing a required argument: 'number'"):
             s.start_soon(double)  # type: ignore[call-overload]
         with pytest.raises(TypeError, match="@task takes a function, not 3"):
             s.start_soon(3)  # type: ignore[call-overload]
