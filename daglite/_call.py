@@ -208,6 +208,9 @@ class Call:
         self.began = perf_counter()
         books.live[self] = None
         next(books.begun)
+        if home.closed:  # by now, in another thread, and what ran was given up before this did
+            books.forget(self)
+            home.refuse(spec.label, self.parent)
         watcher = home.watcher
         try:
             if watcher is not None:

@@ -142,6 +142,34 @@ async def test_a_call_in_such_a_thread_ends_once_though_the_session_ends_meanwhi
     assert (s.stats().running, s.stats().cancelled) == (0, 2)
 
 
+async def test_a_call_in_such_a_thread_that_begins_as_the_session_ends_is_refused() -> None:
+    asked, ended = threading.Event(), threading.Event()
+    raised: list[SessionError] = []
+
+    class Slow(threading.Thread):
+        @property
+        def name(self) -> str:  # type: ignore[override]
+            """Asked for by the call, once it was accepted and before it is noted."""
+            if threading.current_thread() is self:
+                asked.set()
+                assert ended.wait(10)
+            return "slow"
+
+    def work() -> None:
+        with pytest.raises(SessionError, match="'where' was called in session 'web', which has ended") as caught:
+            where()
+        raised.append(caught.value)
+
+    async with session(name="web") as s:
+        thread = Slow(target=copy_context().run, args=(work,))
+        thread.start()
+        await anyio.to_thread.run_sync(asked.wait)
+    ended.set()
+    await anyio.to_thread.run_sync(thread.join)
+    assert len(raised) == 1
+    assert (s.stats().started, s.tree().calls) == (0, ())
+
+
 async def test_a_handle_is_not_awaited_in_another_event_loop() -> None:
     async def double_later(number: int, event: anyio.Event) -> int:
         await event.wait()
