@@ -12,6 +12,7 @@ import anyio
 from ._context import Home, PositionToken, Root, reset, set_current, whereabouts
 from ._eventloop import Loop, in_event_loop, name_of_task, running_task
 from ._open_streams import Closing
+from ._running import Running
 from ._slots import Slot
 from .exceptions import SessionError
 
@@ -20,51 +21,48 @@ __all__ = ["Binding", "Bindings"]
 S = TypeVar("S")
 
 
-class Bindings:
+class Bindings(Running["Binding[Any]"]):
     """The open ones of a session.
 
     Args:
         home: The session.
-        loop: Its event loop.
     """
 
-    def __init__(self, home: Home, loop: Loop) -> None:
+    def __init__(self, home: Home) -> None:
+        super().__init__()
         self._home = home
-        self._loop = loop
-        self._lock = threading.Lock()
-        self._open: dict[Binding[Any], None] = {}
-        self._none: anyio.Event | None = None
         self._deadline = math.inf
 
-    def add(self, binding: Binding[Any]) -> None:
+    def check(self) -> None:
+        """Raise if no more are accepted.
+
+        Raises:
+            SessionError: The session is about to end.
+        """
+        if self._home.leaving:
+            raise SessionError(f"session {self._home.name!r}: bind() after it has begun to end")
+
+    def add(self, one: Binding[Any]) -> None:
         """One more.
 
         Raises:
             SessionError: The session is about to end.
         """
-        with self._lock:
-            if self._home.leaving:
-                raise SessionError(f"session {self._home.name!r}: bind() after it has begun to end")
-            self._open[binding] = None
-
-    def discard(self, binding: Binding[Any]) -> None:
-        """One less, in whatever thread."""
-        with self._lock:
-            self._open.pop(binding, None)
-            none = None if self._open else self._none
-        if none is not None:
-            self._loop.run(none.set)
+        super().add(one)
+        try:
+            self.check()  # in this order: whoever is added before it ends is waited for
+        except SessionError:
+            self.discard(one)
+            raise
 
     async def until_none(self) -> None:
         """Wait until there are none, or the session's grace is over."""
-        with self._lock:  # in which somebody may be about to be added
-            if not self._open:
-                return
-            none = self._none = anyio.Event()
+        if not self:
+            return
         if self._deadline == math.inf:
             self._deadline = anyio.current_time() + self._home.settings.grace
         with anyio.CancelScope(deadline=self._deadline):
-            await none.wait()
+            await super().until_none()
 
     def give_up(self) -> list[str]:
         """End those that are left: nobody is to hear of what they do.
@@ -72,15 +70,10 @@ class Bindings:
         Returns:
             What runs in them.
         """
-        with self._lock:
-            left, self._open = list(self._open), {}
+        left = self.clear()
         for binding in left:
             binding._give_up()
         return sorted(binding.owner for binding in left)
-
-    def has(self, binding: Any) -> bool:
-        """Whether it is one of the open ones."""
-        return binding in self._open
 
 
 class Binding(Generic[S]):

@@ -12,38 +12,12 @@ from ._bindings import Bindings
 from ._failures import Failures, without_cancellation
 from ._handles import CallHandle
 from ._log import logger
+from ._running import Running
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
 __all__ = ["Children"]
-
-
-class Count:
-    """How many of something there are, to wait until there are none."""
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._none: anyio.Event | None = None
-
-    def __bool__(self) -> bool:
-        return self._number > 0
-
-    def add(self) -> None:
-        """One more."""
-        self._number += 1
-
-    def discard(self) -> None:
-        """One less."""
-        self._number -= 1
-        if not self._number and self._none is not None:
-            self._none.set()
-
-    async def until_none(self) -> None:
-        """Wait until there are none."""
-        while self._number:
-            self._none = anyio.Event()
-            await self._none.wait()
 
 
 class Children:
@@ -81,8 +55,8 @@ class Children:
         self._failures = failures
         self._bindings = bindings
         self._logs = logs
-        self._calls = Count()
-        self._serving = Count()
+        self._calls = Running[object]()
+        self._serving = Running[object]()
         self._services: set[CallHandle[Any]] = set()
 
     def start(self, handle: CallHandle[Any], name: str, *, is_service: bool, is_serving: bool) -> None:
@@ -96,13 +70,13 @@ class Children:
         """
         if is_service:
             self._services.add(handle)
-        count = self._serving if is_service or is_serving else self._calls
-        count.add()
-        self._group.start_soon(self._run, handle, count, name=name)
+        running = self._serving if is_service or is_serving else self._calls
+        running.add(handle)
+        self._group.start_soon(self._run, handle, running, name=name)
 
     def close_soon(self, close: Callable[[], Awaitable[None]]) -> None:
         """Close a stream."""
-        self._calls.add()
+        self._calls.add(close)
         self._group.start_soon(self._close, close)
 
     async def join(self, cancellation: BaseException | None) -> BaseException | None:
@@ -138,7 +112,7 @@ class Children:
             await self._serving.until_none()
             await self._calls.until_none()
 
-    async def _run(self, handle: CallHandle[Any], count: Count) -> None:
+    async def _run(self, handle: CallHandle[Any], running: Running[object]) -> None:
         try:
             if not self._group.cancel_scope.cancel_called:
                 await handle._run()
@@ -152,7 +126,7 @@ class Children:
         finally:
             handle._done.set()
             self._services.discard(handle)
-            count.discard()
+            running.discard(handle)
 
     def _failed(self, exc: BaseException, handle: CallHandle[Any]) -> BaseException | None:
         """Keep or log what a call has raised, and return the cancellation in it, which has to go on."""
@@ -168,4 +142,4 @@ class Children:
         try:
             await close()
         finally:
-            self._calls.discard()
+            self._calls.discard(close)

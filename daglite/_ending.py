@@ -104,7 +104,7 @@ class Ending:
 
     async def _wait_for(self, stuck: Stuck, deadline: float) -> BaseException | None:
         """Wait for the threads that were abandoned, and return the native cancellation that ended the wait."""
-        if not stuck.alive:
+        if not stuck:
             return None
         try:
             with anyio.CancelScope(deadline=deadline, shield=True):

@@ -110,30 +110,17 @@ class Activation:
         """
 
         def called(*args: Any, **kwargs: Any) -> Any:
-            self._enter()
-            try:
-                result = func(*args, **kwargs)
-            except BaseException as exc:
-                self._leave(exc, is_last=is_last)
-                raise
-            if is_last:
-                self._leave(None)
-            return result
+            with Inside(self, is_last):
+                return func(*args, **kwargs)
 
         async def awaited(*args: Any, **kwargs: Any) -> Any:
-            self._enter()
-            try:
-                result = await func(*args, **kwargs)
-            except BaseException as exc:
-                self._leave(exc, is_last=is_last)
-                raise
-            if is_last:
-                self._leave(None)
-            return result
+            with Inside(self, is_last):
+                return await func(*args, **kwargs)
 
         return awaited if is_async else called
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Enter them, if that was not done before."""
         if self.begun:
             return
         self.begun = True
@@ -146,10 +133,11 @@ class Activation:
                 except Exception:
                     log_failure(each)
         except BaseException as exc:  # an interrupt
-            self._leave(exc)
+            self.leave(exc)
             raise
 
-    def _leave(self, exc: BaseException | None, *, is_last: bool = True) -> None:
+    def leave(self, exc: BaseException | None, *, is_last: bool = True) -> None:
+        """Leave them, with what was raised inside."""
         if not is_last and isinstance(exc, (StopIteration, StopAsyncIteration)):
             exc = None  # it is how a step says that the stream has ended
         while self._entered:
@@ -158,6 +146,28 @@ class Activation:
                 manager.__exit__(None if exc is None else type(exc), exc, exc and exc.__traceback__)
             except Exception:
                 log_failure(each)
+
+
+class Inside:
+    """One attempt or step inside the context managers.
+
+    Args:
+        activation: The context managers.
+        is_last: Whether no other follows.
+    """
+
+    __slots__ = ("_activation", "_is_last")
+
+    def __init__(self, activation: Activation, is_last: bool) -> None:
+        self._activation = activation
+        self._is_last = is_last
+
+    def __enter__(self) -> None:
+        self._activation.enter()
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if exc is not None or self._is_last:
+            self._activation.leave(exc, is_last=self._is_last)
 
 
 def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) -> None:

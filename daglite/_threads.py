@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +13,7 @@ from anyio.lowlevel import RunVar
 
 from ._eventloop import Loop
 from ._protocols import AttemptRefused, AttemptTimeout
+from ._running import Running
 from .exceptions import BackendError
 from .settings import get_settings
 
@@ -55,7 +55,7 @@ class Work(Protocol):
         ...
 
 
-class Stuck:
+class Stuck(Running[Work]):
     """The threads that were abandoned and still run. Python cannot stop them; so they are counted.
 
     Args:
@@ -64,30 +64,13 @@ class Stuck:
     """
 
     def __init__(self, owner: str, limit: int) -> None:
+        super().__init__()
         self._owner = owner
         self._limit = limit
-        self._lock = threading.Lock()
-        self.alive: dict[Work, str] = {}  # what they do, and the names of the tasks
-        self._waiting: tuple[Loop, anyio.Event] | None = None
 
-    def names(self) -> list[str]:
-        """The tasks whose functions they run."""
-        with self._lock:
-            return sorted(self.alive.values())
-
-    def add(self, work: Work) -> None:
-        """A thread was abandoned."""
-        with self._lock:
-            self.alive[work] = work.name
-
-    def discard(self, work: Work) -> None:
-        """An abandoned thread has ended."""
-        with self._lock:
-            self.alive.pop(work, None)
-            waiting = None if self.alive else self._waiting
-        if waiting is not None:
-            loop, event = waiting
-            loop.post(event.set)
+    def names(self) -> str:
+        """The tasks whose functions they run, for messages."""
+        return ", ".join(sorted(repr(work.name) for work in self.copy()))
 
     def refuse(self, name: str) -> None:
         """Raise if there are too many to start another thread.
@@ -95,23 +78,13 @@ class Stuck:
         Raises:
             AttemptRefused: With the `BackendError`.
         """
-        if len(self.alive) >= self._limit:
-            stuck = ", ".join(map(repr, self.names()))
+        if len(self) >= self._limit:
             raise AttemptRefused(
                 BackendError(
                     f"task {name!r} cannot have a thread: {self._limit} of {self._owner} are stuck past their deadlines "
-                    f"in {stuck}"
+                    f"in {self.names()}"
                 )
             )
-
-    async def until_none(self) -> None:
-        """Wait until there are none."""
-        event = anyio.Event()
-        with self._lock:
-            if not self.alive:
-                return
-            self._waiting = Loop(), event
-        await event.wait()
 
 
 class Patience:

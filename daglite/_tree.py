@@ -117,7 +117,7 @@ def tree_of(books: Books) -> CallTree:
     live = sorted((call for each in all_books for call in _snapshot(each.live)), key=lambda call: call.began)
     nodes: dict[Watched, _Node] = {call: _Node(_alone(call, streams.get(call), now)) for call in live}
     roots: list[LiveCall] = []
-    for work in [work for each in all_books for work in _snapshot(each.stuck.alive)]:
+    for work in [work for each in all_books for work in _snapshot(each.stuck)]:
         call = work.call
         if call is not None:
             left = None if work.deadline is None else work.deadline - now

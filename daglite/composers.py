@@ -283,7 +283,6 @@ def stream_tasks(
     fan_out = FanOut("stream_tasks", task, iterables, limit=limit, backend=backend, errors=errors)
     if limit is None:
         raise TypeError(f"{fan_out.where}: limit must be a whole number, not None")
-    if not isinstance(ordered, bool):
-        raise TypeError(f"{fan_out.where}: ordered must be a bool, not {ordered!r}")
+    _checks.flag(f"{fan_out.where}: ordered", ordered)
     waiting = limit if buffer is None else _checks.whole(f"{fan_out.where}: buffer", buffer, least=0)
     return TaskResults[Any](fan_out, limit + waiting, ordered=ordered)

@@ -218,7 +218,7 @@ class Session:
         self._books: Books = Books(self.name, self.id, self._threads.stuck, loop, self._outside.home.books)
         self._home: Home = Home(self.name, session=self, threads=self._threads, settings=settings, books=self._books)
         self._bus: Bus = Bus(self.id, loop, None if enclosing is None else enclosing._bus)
-        self._bindings = Bindings(self._home, loop)
+        self._bindings = Bindings(self._home)
         self._children = Children(
             self.name,
             self._group,
@@ -253,7 +253,7 @@ class Session:
         self._watchers.end_soon()
         cancellation = await self._leave_group(cancellation)
         self._task = None
-        if stuck := ", ".join(map(repr, self._threads.stuck.names())):
+        if stuck := self._threads.stuck.names():
             text = f"session {self.name!r} has ended while threads of it still run, past their deadlines: in {stuck}"
             warnings.warn(text, ResourceWarning, stacklevel=2)
         own = exc if exc is not None and not is_cancellation(exc) else cancellation
@@ -280,7 +280,7 @@ class Session:
         position = whereabouts()
         inner, binding = position.home.session, position.root.binding
         opened = None
-        if binding is not None and binding.task is self._task and self._bindings.has(binding):
+        if binding is not None and binding.task is self._task and binding in self._bindings:
             opened = "bind() of it"
         elif inner is not self and isinstance(inner, Session) and inner._task is self._task and inner._is_inside(self):
             opened = f"session {inner.name!r}"
@@ -467,8 +467,7 @@ class Session:
             SessionError: The session is not open.
         """
         self._check_entered("bind()")
-        if self._state != "open":
-            raise SessionError(f"session {self.name!r}: bind() after it has begun to end")
+        self._bindings.check()
         return Binding(self, self._home, self._bus.loop, self._bindings)
 
     def events(self, *, max_buffer: int | None = None, under: UUID | None = None) -> Subscription:
@@ -537,8 +536,7 @@ class Session:
         if under is not None and not isinstance(under, UUID):
             raise TypeError(f"session {self.name!r}: cancel: under must be the id of a call, a UUID, not {under!r}")
         self._check_entered("cancel()")
-        if not self._bus.loop.is_here():
-            raise SessionError(f"session {self.name!r}: cancel() in another thread than that of its event loop")
+        self._check_here("cancel()")
         if self._state == "ended":
             return False
         if under is None:
@@ -583,5 +581,10 @@ class Session:
         is_running = position is not None and position.accepted and position.home.session is not None
         if self._state != "open" and not (self._state == "leaving" and is_running):
             raise SessionError(f"session {self.name!r}: {what} after it has begun to end")
-        if not self._bus.loop.is_here():
-            raise SessionError(f"session {self.name!r}: {what} in another thread than that of its event loop")
+        self._check_here(what)
+
+    def _check_here(self, what: str) -> None:
+        loop = self._bus.loop
+        if not loop.is_running_here():
+            where = "event loop than its own" if loop.is_here() else "thread than that of its event loop"
+            raise SessionError(f"session {self.name!r}: {what} in another {where}")
