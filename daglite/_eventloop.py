@@ -39,8 +39,8 @@ class Loop:
             self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     def is_running_here(self) -> bool:
-        """Whether it runs the caller, and no other event loop does."""
-        return get_ident() == self._thread and any(loop is self._token for loop in running_loops())
+        """Whether it runs the caller."""
+        return get_ident() == self._thread and running_loop() is self._token
 
     def is_here(self) -> bool:
         """Whether the caller is in its thread."""
@@ -72,16 +72,20 @@ class Loop:
                 pass
 
 
-def running_loops() -> list[Any]:
-    """The event loops that run in this thread, each as anyio's token for it: Trio may run as a guest of asyncio."""
-    loops = []
+def running_loop() -> Any:
+    """The event loop that runs the caller, as anyio's token for it; `None` if none does.
+
+    Trio may run inside asyncio, as its guest or in a task that it blocks, and so is asked first.
+    """
     # A loop that was never imported does not run: importing it to ask would cost 50 ms.
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_trio_token()
     if asyncio is not None and (loop := asyncio._get_running_loop()) is not None:
-        loops.append(loop)
+        return loop
     if trio is not None and trio.lowlevel.in_trio_run():
-        loops.append(trio.lowlevel.current_trio_token())
-    return loops
+        return trio.lowlevel.current_trio_token()
+    return None
 
 
 def name_of_task(task: Any) -> str:

@@ -1,5 +1,7 @@
 """Code that has a copy of a session's context and is not in the session: in other event loops, and in forks."""
 
+import asyncio
+import inspect
 import os
 import sys
 import threading
@@ -10,6 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+import trio
 from anyio.lowlevel import checkpoint
 
 from daglite import TaskMetadata, current_session, current_task, gather_tasks, report, session, task
@@ -186,6 +189,52 @@ async def test_a_handle_is_not_awaited_in_another_event_loop() -> None:
         go_on.set()
         assert await handle == 8
         assert await anyio.to_thread.run_sync(anyio.run, elsewhere, handle) == 8  # it is there: nobody waits
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("how", ["nested", "guest"])
+async def test_trio_that_runs_inside_the_sessions_own_event_loop_cannot_use_it(how: str) -> None:
+    """What is waited for there would never come."""
+    refused: list[str] = []
+
+    async def inside() -> None:
+        uses: list[Callable[[], Any]] = [
+            s.bind().__aenter__,
+            lambda: s.start_soon(anyio.sleep, 0),
+            lambda: handle,
+            s.cancel,
+        ]
+        for use in uses:
+            try:
+                result = use()
+                if inspect.isawaitable(result):
+                    await result
+            except SessionError as error:
+                refused.append(str(error))
+
+    async with session(name="web") as s:
+        go_on, done = anyio.Event(), anyio.Event()
+        handle = s.start_soon(go_on.wait)
+        if how == "nested":
+            trio.run(inside)
+        else:
+            loop = asyncio.get_running_loop()
+            trio.lowlevel.start_guest_run(
+                inside,
+                run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+                done_callback=lambda _: done.set(),
+                host_uses_signal_set_wakeup_fd=True,
+            )
+            async with s.bind():  # the host is not disturbed
+                assert await s.start_soon(double, 1) == 2
+            await done.wait()
+        go_on.set()
+    assert [text.partition(" in another event loop than its own")[0] for text in refused] == [
+        "session 'web': bind(): `async with`",
+        "session 'web': the background call of 'sleep'",
+        "the background call of task 'wait' was awaited",
+        "session 'web': cancel()",
+    ]
 
 
 def in_fork(work: Callable[[], Any]) -> str:
