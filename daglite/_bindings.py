@@ -13,8 +13,8 @@ from ._context import Home, PositionToken, Root, reset, set_current, whereabouts
 from ._eventloop import Loop, in_event_loop, name_of_task, running_task
 from ._open_streams import Closing
 from ._running import Running
-from ._slots import Slot
-from .exceptions import SessionError
+from ._slots import Slot, ThreadCancelled
+from .exceptions import CallCancelledError, SessionError
 
 __all__ = ["Binding", "Bindings"]
 
@@ -148,6 +148,10 @@ class Binding(Generic[S]):
             self._bindings.discard(self)
         if closing.fatal is not None:
             raise closing.fatal
+        if isinstance(exc, ThreadCancelled) and not self._slot.is_inner():
+            # Outside of it nobody is being cancelled, and a thread of the user's has nobody to hear of that.
+            name = self._home.name
+            raise CallCancelledError(f"session {name!r} was cancelled, or ended, while {self.owner} used it") from exc
 
     def _begin(self, owner: str, slot: Slot | None = None) -> None:
         if self._used:

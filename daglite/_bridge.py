@@ -16,7 +16,7 @@ from ._context import Position, here
 from ._eventloop import check_waiting_task, in_event_loop
 from ._protocols import Attempt, AttemptTimeout, Backend
 from ._slots import Slot, ThreadCancelled
-from ._threads import MAX_THREADS, Stuck, threads_of_loop
+from ._threads import Stuck, threads_of_loop
 
 __all__ = ["INLINE", "THREAD", "check_cancelled", "find_backend", "run_in_daemon"]
 
@@ -88,8 +88,8 @@ def find_backend(where: str, name: Any, timeout: float | None) -> Backend:
     return INLINE
 
 
-# Of calls in place, in threads where no event loop runs: there is no session to count them.
-_stuck = Stuck("this process' threads", MAX_THREADS)
+# Of calls in place outside sessions, in threads where no event loop runs: the process counts them.
+_stuck = Stuck("this process' threads")
 
 
 def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
@@ -99,10 +99,13 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
         AttemptTimeout: Its time was up.
         AttemptRefused: Too many threads are stuck.
     """
-    _stuck.refuse(attempt.name)
-    done = threading.Event()
     position = here()
+    stuck = _stuck if position.home.threads is None else position.home.threads.stuck
+    stuck.refuse(attempt.name)
+    done = threading.Event()
     slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
+    if isinstance(position.slot, Slot) and position.slot.is_here():
+        slot.serve(position.slot)
     slot.deadline = time.perf_counter() + timeout
     # A daemon: a thread that is past its deadline must not keep the program from ending.
     thread = threading.Thread(target=copy_context().run, args=(slot.run,), name=f"task {attempt.name}", daemon=True)
@@ -111,9 +114,9 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
         try:
             in_time = done.wait(timeout)
         except BaseException:  # an interrupt
-            slot.abandon(_stuck)
+            slot.abandon(stuck)
             raise
-    if not in_time and slot.abandon(_stuck):
+    if not in_time and slot.abandon(stuck):
         raise AttemptTimeout(timeout)
     return slot.result()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -42,6 +43,7 @@ class Home:
         threads: The worker threads; `None` for those of the event loop.
         settings: What holds for calls that do not say; `None` for what holds in the process.
         books: The calls that run, the open streams, and the counts of others; `None` outside.
+        start_soon: Starts a coroutine function in the session's task group; `None` outside.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Home:
         "leaving",
         "name",
         "session",
+        "start_soon",
         "threads",
         "watcher",
     )
@@ -65,6 +68,7 @@ class Home:
         threads: Threads | None = None,
         settings: Settings | None = None,
         books: Books | None = None,
+        start_soon: Callable[..., Any] | None = None,
     ) -> None:
         self.name: str = name
         self.session: Any = session
@@ -74,6 +78,7 @@ class Home:
         self.threads: Threads | None = threads
         self._settings: Settings | None = settings
         self.books: Books | None = books
+        self.start_soon: Callable[..., Any] | None = start_soon
         self.leaving: bool = False  # no more calls but those of running calls
         self.closed: bool = False  # no more calls
 
@@ -91,6 +96,7 @@ class Home:
                 threads=self.threads,
                 settings=self._settings,
                 books=self.books,
+                start_soon=self.start_soon,
             )
         return self._aside
 
@@ -122,7 +128,7 @@ class Home:
 
     def disown(self) -> None:
         """Be no session's any more, for those who believe that they are in it: they are in a copy of its process."""
-        self.session = self.watcher = self.threads = self.books = None
+        self.session = self.watcher = self.threads = self.books = self.start_soon = None
         self.leaving = self.closed = False
         self.is_quiet = True
         if self._aside is not None:

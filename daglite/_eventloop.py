@@ -20,6 +20,7 @@ __all__ = [
     "in_event_loop",
     "is_being_cancelled",
     "running_task",
+    "way_back",
 ]
 
 
@@ -27,16 +28,21 @@ class Loop:
     """The event loop that runs in this thread, for use from others."""
 
     def __init__(self) -> None:
-        token: Any = current_token().native_token
+        self._anyio_token = current_token()
+        token: Any = self._anyio_token.native_token
         self._thread = get_ident()
         self._token = token
         self._is_asyncio = hasattr(token, "call_soon_threadsafe")
         # Else asyncio takes that of whoever posts, where anyio may see no event loop: it asks sniffio where that is
         # installed, and outside of tasks sniffio goes by the context.
         self._context = Context()
+        self.enter(self._context)
+
+    def enter(self, context: Context) -> None:
+        """Let a context, which may be that of a thread without an event loop, be one to run things here in."""
         sniffio: Any = sys.modules.get("sniffio")
         if sniffio is not None:
-            self._context.run(sniffio.current_async_library_cvar.set, "asyncio")
+            context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._is_asyncio else None)
 
     def is_running_here(self) -> bool:
         """Whether it runs the caller."""
@@ -55,6 +61,12 @@ class Loop:
             func(*args)
         else:
             self.post(func, *args)
+
+    def run_from_thread(self, func: Callable[..., Any]) -> None:
+        """Await what a function gives, for a thread that nobody in the loop waits for, and wait for it."""
+        from anyio import from_thread  # it imports much, and not every program has threads
+
+        from_thread.run(func, token=self._anyio_token)
 
     def post(self, func: Callable[..., Any], *args: Any) -> None:
         """Call a function in the loop's thread soon, also from there."""
@@ -149,6 +161,22 @@ def is_being_cancelled(before: int) -> bool:
     except BaseException:
         return True
     return False
+
+
+def way_back() -> Callable[..., Any] | None:
+    """The `from_thread.run` of the event loop that waits for this worker thread; `None` if none does."""
+    from anyio import from_thread  # it imports much, and not every program has threads
+
+    trio = sys.modules.get("trio")  # which may have made the thread without anyio's help
+    for module in (from_thread,) if trio is None else (from_thread, trio.from_thread):
+        try:
+            module.check_cancelled()
+        except RuntimeError:
+            continue
+        except BaseException:  # the task that waits is being cancelled, of which the thread hears there
+            pass
+        return module.run  # type: ignore[no-any-return]
+    return None
 
 
 def check_waiting_task() -> None:

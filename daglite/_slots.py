@@ -5,19 +5,31 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ._context import Home, Position, Root, reset, set_current
+from ._running import Running
 
 if TYPE_CHECKING:
+    from ._eventloop import Loop
     from ._protocols import Watched
-    from ._threads import Stuck
+    from ._threads import Stuck, Threads
 
 __all__ = ["Slot", "ThreadCancelled"]
 
 
 class ThreadCancelled(BaseException):
     """Raised by `check_cancelled` in a thread that was given up, where nobody is left to see it."""
+
+
+class Trip(Protocol):
+    """Something that a thread waits for in the event loop."""
+
+    starts_cancelled: bool
+
+    def cancel(self) -> None:
+        """Cancel it, from any thread."""
+        ...
 
 
 class Slot:
@@ -46,6 +58,12 @@ class Slot:
         self.cancelled: bool = False  # to be noticed by `check_cancelled`; what it does is heard all the same
         self.began: float = 0.0  # by `time.perf_counter`, as all that the tree of calls shows
         self.deadline: float | None = None
+        self.threads: Threads | None = None  # among which it has a place
+        self.has_place: bool = False
+        self._holder: Slot | None = None  # whose place that is, if a thread waits for this one
+        self.loop: Loop | None = None  # that waits for it
+        self.trips: Running[Trip] | None = None  # what it waits for there
+        self._thread: int | None = None
         self._position = position
         self._func = func
         # Held for the state, and to publish, which never waits. Publishing may log, and logging publish.
@@ -88,6 +106,28 @@ class Slot:
         """What it does, as the tree of calls says it; `None` if it has done it."""
         return {"waiting": "waiting for a thread", "running": "in a thread"}.get(self._state)
 
+    def serve(self, outer: Slot) -> None:
+        """Note that another thread waits for it, and has a place among threads and an event loop to go to."""
+        self._holder = outer.holder
+        self.loop = outer.loop
+
+    @property
+    def holder(self) -> Slot:
+        """The thread that has a place for this one."""
+        return self._holder or self
+
+    def enter_thread(self) -> None:
+        """Note that it is this thread."""
+        self._thread = threading.get_ident()
+
+    def is_here(self) -> bool:
+        """Whether it is this thread, and not one of the user's with a copy of its context."""
+        return self._thread == threading.get_ident()
+
+    def is_inner(self) -> bool:
+        """Whether it was started from another, through the event loop or not, and ends with that."""
+        return self._outer is not None
+
     def resume(self) -> bool:
         """Note that it begins to run, or runs again; false if it was given up."""
         with self._lock:
@@ -113,6 +153,7 @@ class Slot:
         """Run the function, in the thread."""
         if not self.resume():
             return
+        self.enter_thread()
         token = set_current(self)
         value, error = None, None
         try:
@@ -181,9 +222,45 @@ class Slot:
                 self.given_up = True  # it never begins
             if self._state != "running":
                 return False
-            self.cancelled = True
             self._wake = wake
-            return True
+        self.let_notice()
+        return True
+
+    def let_notice(self) -> None:
+        """Let its code notice that the caller is cancelled: by `check_cancelled`, or by what it waits for."""
+        with self._lock:
+            self.cancelled = True
+            trips = () if self.trips is None else self.trips.copy()
+        for trip in trips:
+            trip.cancel()
+
+    def set_out(self, trip: Trip) -> None:
+        """Note that it waits for something in the event loop.
+
+        Raises:
+            BaseException: It was given up: nobody is to hear of that.
+        """
+        with self._lock:
+            if self.given_up:
+                raise ThreadCancelled(f"nobody waits for task {self.name!r} any more")
+            if self.trips is None:
+                self.trips = Running()
+            self.trips.add(trip)
+            trip.starts_cancelled = self.cancelled
+
+    def returned(self, trip: Trip) -> None:
+        """Note that it does so no more."""
+        assert self.trips is not None
+        self.trips.discard(trip)
+
+    def give_place(self) -> Threads | None:
+        """Let another thread have its place.
+
+        Returns:
+            Where it has one again later; `None` if it has none.
+        """
+        threads = self.threads
+        return threads if threads is not None and threads.give_place(self) else None
 
     def give_up(self) -> None:
         """Let nobody hear of it any more."""
@@ -192,6 +269,9 @@ class Slot:
             calls, self._calls = self._calls, {}
             last_words = [call.give_up(told=told) for call, told in calls.items()]
             inner = list(self._inner)
+            trips = () if self.trips is None else self.trips.copy()
+        for trip in trips:
+            trip.cancel()
         for say in last_words:
             if say is not None:
                 say()

@@ -47,7 +47,7 @@ class Reply:
         try:
             await self._event.wait()
         except BaseException as cancellation:
-            self._slot.cancelled = True
+            self._slot.let_notice()
             patience = ENDLESS if self._threads is None else self._threads.patience
             try:
                 in_time = await patience.wait(self._event)
@@ -178,6 +178,8 @@ def serve(
     requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], context: Context, slot: Slot, loop: Loop
 ) -> None:
     """What the thread does: it knows the stream's parts, and not the stream, which can still be dropped."""
+    slot.loop = loop
+    slot.enter_thread()
     while True:
         make, reply = requests.get()
         if make is _stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -20,9 +20,7 @@ from .settings import get_settings
 if TYPE_CHECKING:
     from ._protocols import Watched
 
-__all__ = ["ENDLESS", "MAX_THREADS", "Patience", "Stuck", "Threads", "Work", "threads_of_loop"]
-
-MAX_THREADS = 40
+__all__ = ["ENDLESS", "Patience", "Stuck", "Threads", "Work", "threads_of_loop"]
 
 
 class Work(Protocol):
@@ -31,6 +29,11 @@ class Work(Protocol):
     name: str
     began: float
     deadline: float | None
+    threads: Threads | None
+    loop: Loop | None
+    has_place: bool
+    given_up: bool
+    trips: Running[Any] | None
 
     @property
     def call(self) -> Watched | None:
@@ -60,10 +63,10 @@ class Stuck(Running[Work]):
 
     Args:
         owner: Whose threads they are, for messages.
-        limit: How many there may be before no other thread is given out.
+        limit: How many there may be before no other thread is given out; by default as many as the settings say.
     """
 
-    def __init__(self, owner: str, limit: int) -> None:
+    def __init__(self, owner: str, limit: int | None = None) -> None:
         super().__init__()
         self._owner = owner
         self._limit = limit
@@ -78,10 +81,11 @@ class Stuck(Running[Work]):
         Raises:
             AttemptRefused: With the `BackendError`.
         """
-        if len(self) >= self._limit:
+        limit = get_settings().max_threads if self._limit is None else self._limit
+        if len(self) >= limit:
             raise AttemptRefused(
                 BackendError(
-                    f"task {name!r} cannot have a thread: {self._limit} of {self._owner} are stuck past their deadlines "
+                    f"task {name!r} cannot have a thread: {limit} of {self._owner} are stuck past their deadlines "
                     f"in {self.names()}"
                 )
             )
@@ -139,6 +143,7 @@ class Threads:
         self.patience: Patience = patience or ENDLESS
         self.stuck: Stuck = Stuck(owner, max_threads)
         self._limiter: CapacityLimiter | None = None  # made for the first: most sessions have no threads
+        self.loop: Loop  # from when there is a limiter
         self._uncounted: CapacityLimiter
 
     async def run(self, work: Work, timeout: float | None) -> None:
@@ -158,7 +163,9 @@ class Threads:
             limiter = self._limiter = CapacityLimiter(self.max_threads)
             # Ours counts. That of an abandoned thread is free at once; Trio would keep it until the thread ends.
             self._uncounted = CapacityLimiter(math.inf)
+            self.loop = Loop()
         await limiter.acquire_on_behalf_of(work)
+        work.threads, work.loop, work.has_place = self, self.loop, True
         try:
             self.stuck.refuse(work.name)
             if timeout is None:
@@ -169,7 +176,27 @@ class Threads:
             work.abandon(self.stuck)
             raise
         finally:
-            limiter.release_on_behalf_of(work)
+            self.give_place(work)
+            if work.trips:  # cancelled, as the thread was abandoned; without a caller they would belong to nobody
+                with anyio.CancelScope(shield=True):
+                    await work.trips.until_none()
+
+    def give_place(self, work: Work) -> bool:
+        """Let another thread run instead of one that waits for the event loop; false if it has no place."""
+        if not work.has_place:
+            return False
+        assert self._limiter is not None
+        work.has_place = False
+        self._limiter.release_on_behalf_of(work)
+        return True
+
+    async def take_place(self, work: Work) -> None:
+        """Wait until it may run again. Whoever waits for a thread has no place, so that none waits for another."""
+        assert self._limiter is not None
+        await self._limiter.acquire_on_behalf_of(work)
+        work.has_place = True
+        if work.given_up:  # in the meantime; it goes on, but is not counted among these any more
+            self.give_place(work)
 
     async def _run_shielded(self, work: Work) -> None:
         # What is to be abandoned at some time has to be so from the start: anyio's own shield has no end.

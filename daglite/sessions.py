@@ -216,7 +216,14 @@ class Session:
         self._ending = Ending(self.name, settings.grace, self._group, self._failures)
         self._threads = Threads(f"session {self.name!r}'s threads", settings.max_threads, self._ending.patience)
         self._books: Books = Books(self.name, self.id, self._threads.stuck, loop, self._outside.home.books)
-        self._home: Home = Home(self.name, session=self, threads=self._threads, settings=settings, books=self._books)
+        self._home: Home = Home(
+            self.name,
+            session=self,
+            threads=self._threads,
+            settings=settings,
+            books=self._books,
+            start_soon=self._group.start_soon,
+        )
         self._bus: Bus = Bus(self.id, loop, None if enclosing is None else enclosing._bus)
         self._bindings = Bindings(self._home)
         self._children = Children(

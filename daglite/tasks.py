@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from inspect import Signature
 from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overload
 
@@ -22,6 +23,7 @@ from ._spec import Spec
 from ._steps import AsyncSteps, SyncSteps
 from ._streams import AsyncStream, SyncStream
 from ._thread_streams import ThreadSteps
+from ._trips import Trip, run_in_loop
 from ._typing import NOT_GIVEN, NotGiven
 
 __all__ = ["AsyncStream", "AsyncTask", "AsyncTaskStream", "SyncStream", "SyncTask", "SyncTaskStream", "Task", "task"]
@@ -296,6 +298,50 @@ class AsyncTask(Task[P, R]):
             TaskTimeoutError: The last attempt took longer than `timeout`.
         """
         return await run(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
+
+    def from_thread(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the task in the event loop, for a thread, and wait for it there.
+
+        From a worker thread it goes to the event loop that waits for the thread, else to that of the session that the
+        thread is in. It runs in a copy of the thread's context, and is cancelled with whoever waits for the thread. In the
+        meantime the thread gives up its place among the session's `max_threads`, so that calls which go to and fro never
+        wait for each other.
+
+        ```python
+        import anyio
+        from daglite import task
+
+
+        @task
+        async def fetch(number: int) -> int:
+            return 2 * number
+
+
+        @task
+        def blocking(number: int) -> int:
+            return fetch.from_thread(number) + 1
+
+
+        assert anyio.run(blocking.to_thread, 4) == 9
+        ```
+
+        Returns:
+            What the function returns.
+
+        Raises:
+            TaskError: The function failed; its error is the cause.
+            TaskTimeoutError: The last attempt took longer than `timeout`.
+            CallCancelledError: The call was cancelled by itself.
+            RuntimeError: An event loop runs in this thread: `await` the task.
+            SessionError: There is no event loop to go to, or the session has ended.
+        """
+
+        def call(trip: Trip) -> Coroutine[Any, Any, Any]:
+            call = Call(self._spec, args, kwargs, here())
+            call.cancel = partial(trip.cancel, alone=True)
+            return run(call)
+
+        return run_in_loop(self._spec.label, call, f"await {self.__name__}(...)")  # type: ignore[no-any-return]
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         return run(call)

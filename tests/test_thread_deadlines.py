@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from daglite import check_cancelled, current_task, gather_tasks, report, session, stream_tasks, task
 from daglite.events import TaskCancelled, TaskFailed, TaskReported, TaskRetrying, TaskStarted, TaskSucceeded
 from daglite.exceptions import BackendError, TaskError, TaskTimeoutError
+from daglite.settings import Settings, set_settings
 from tests.test_events import Recorder
 
 SOON = 0.05  # seconds: a deadline that passes while a thread waits for its gate
@@ -379,12 +380,36 @@ def test_threads_of_calls_in_place_are_bounded_for_the_process(gate: Gate, monke
     from daglite import _bridge
     from daglite._threads import Stuck
 
-    monkeypatch.setattr(_bridge, "_stuck", Stuck("this process' threads", 1))
+    monkeypatch.setattr(_bridge, "_stuck", Stuck("this process' threads"))  # without those of other tests
     hold = task(name="hold", timeout=SOON)(gate.hold)
-    with pytest.raises(TaskTimeoutError):
-        hold()
-    with pytest.raises(BackendError, match="1 of this process' threads are stuck past their deadlines in 'hold'"):
-        hold()
+    set_settings(Settings(max_threads=2))
+    try:
+        for _ in range(2):
+            with pytest.raises(TaskTimeoutError):
+                hold()
+        with pytest.raises(BackendError, match="2 of this process' threads are stuck past their deadlines in 'hold'"):
+            hold()
+    finally:
+        set_settings(None)
+
+
+async def test_threads_of_calls_in_place_in_a_session_are_the_sessions(gate: Gate) -> None:
+    hold = task(name="hold", timeout=SOON)(gate.hold)
+
+    @task
+    def outer() -> list[type[Exception]]:
+        errors: list[type[Exception]] = []
+        for _ in range(2):
+            try:
+                hold()
+            except (TaskTimeoutError, BackendError) as error:
+                errors.append(type(error))
+        return errors
+
+    with pytest.warns(ResourceWarning, match="threads of it still run, past their deadlines: in 'hold'"):
+        async with session(max_threads=1, grace=0.01) as s:
+            assert await outer.to_thread() == [TaskTimeoutError, BackendError]
+            assert "hold: stuck in an abandoned thread" in str(s.tree())
 
 
 async def test_run_on_and_the_backend_of_fan_outs() -> None:

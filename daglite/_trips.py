@@ -1,0 +1,208 @@
+"""Trips of threads to the event loop, where they have something awaited, and back with what came of it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+import anyio
+
+from ._bridge import check_cancelled
+from ._context import Home, here
+from ._eventloop import Loop, in_event_loop, way_back
+from ._failures import without_cancellation
+from ._slots import Slot, ThreadCancelled
+from ._typing import NOT_GIVEN
+from .exceptions import CallCancelledError, SessionError
+
+__all__ = ["Trip", "run_in_loop"]
+
+T = TypeVar("T")
+
+
+def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -> T:
+    """Have something awaited in the event loop that belongs to this thread, in a copy of the current context.
+
+    That is the event loop whose worker thread this is, or else that of the session.
+
+    Args:
+        name: What messages call it.
+        func: Called in the event loop, with the trip; gives what is to be awaited.
+        instead: What to write in the event loop's own thread.
+
+    Returns:
+        What it has come to.
+
+    Raises:
+        RuntimeError: An event loop runs in this thread, which would wait for itself.
+        SessionError: There is no event loop to go to, or its session has ended.
+        CallCancelledError: It was cancelled by itself.
+        BaseException: It was cancelled because nobody waits for this thread any more.
+    """
+    if in_event_loop():
+        raise RuntimeError(
+            f"task {name!r}: from_thread() in an event loop's own thread would wait for itself; write: {instead}"
+        )
+    position = here()
+    home = position.home
+    slot = position.slot if isinstance(position.slot, Slot) else None
+    is_own = slot is not None and slot.is_here()
+    # Of a thread that is not ours only anyio, or Trio, knows which task waits for it, with its cancellation.
+    run = None if is_own and home.start_soon is not None else way_back()
+    loop = None
+    if run is None:
+        if home.books is not None:
+            loop = home.books.loop
+        elif slot is not None and slot.loop is not None:
+            loop = slot.loop
+            run = loop.run_from_thread
+        else:
+            raise SessionError(
+                f"task {name!r}: from_thread() has no event loop to go to: this is no worker thread of one, and in no "
+                f"session; open one with `with session()`, or enter one that is open with `with s.bind()`"
+            )
+    trip = Trip(name, func, loop, slot.holder if slot is not None and is_own else None)
+    if slot is not None:
+        slot.set_out(trip)
+    try:
+        if run is None:
+            trip.post(home)
+        else:
+            trip.take(run)
+        return trip.result()  # type: ignore[no-any-return]
+    finally:
+        if slot is not None:
+            slot.returned(trip)
+
+
+class Trip:
+    """One thing that is awaited in the event loop for a thread, in a cancel scope of its own.
+
+    The thread waits until it has ended, also when it is cancelled.
+
+    Args:
+        name: What messages call it.
+        func: Called in the event loop, with the trip; gives what is to be awaited.
+        loop: The event loop; `None` to find it out there.
+        holder: The thread that gives up its place among others in the meantime; `None` if it has none.
+    """
+
+    def __init__(
+        self, name: str, func: Callable[[Trip], Awaitable[Any]], loop: Loop | None, holder: Slot | None
+    ) -> None:
+        self._name = name
+        self._func = func
+        self._loop = loop
+        self._holder = holder
+        self._lock = threading.Lock()
+        self._scope: anyio.CancelScope | None = None  # from when it begins
+        self.starts_cancelled: bool = False
+        self._gone: bool = False  # cancelled before it has begun: it never will
+        self._ended = threading.Event()
+        self._value: Any = NOT_GIVEN
+        self._error: BaseException | None = None
+        self._is_alone: bool = False  # in being cancelled: the thread is not
+
+    def post(self, home: Home) -> None:
+        """Let it run in the task group of a session."""
+        assert self._loop is not None
+        context = copy_context()
+        self._loop.enter(context)
+        self._loop.post(context.run, self._start, home)
+
+    def _start(self, home: Home) -> None:
+        try:
+            home.refuse(self._name, here())
+            assert home.start_soon is not None
+            home.start_soon(self._run)
+        except SessionError as exc:
+            self._error = exc
+            self._ended.set()
+
+    def take(self, run: Callable[..., Any]) -> None:
+        """Let it run as the event loop's own `from_thread.run` does, and wait for it."""
+        try:
+            run(self._run)
+        except BaseException:
+            # It was cancelled from outside; what that looks like depends on the event loop.
+            if not self._ended.is_set():
+                raise
+
+    def cancel(self, *, alone: bool = False) -> None:
+        """Cancel it, from any thread.
+
+        Args:
+            alone: Whether that is no cancellation of the thread, which hears of it by a `CallCancelledError`.
+        """
+        with self._lock:
+            self._is_alone = self._is_alone or alone
+            if self._scope is None:  # its event loop may be gone, and the thread waits
+                self._gone = True
+                self._ended.set()
+                return
+        assert self._loop is not None
+        self._loop.run(self._scope.cancel)
+
+    def result(self) -> Any:
+        """Wait for what it comes to, and return or raise that."""
+        try:
+            self._ended.wait()
+        except BaseException:  # an interrupt; a second one waits no more
+            self.cancel()
+            self._ended.wait()
+            raise
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # else its traceback, which holds this frame, would hold itself
+        if self._value is not NOT_GIVEN:
+            return self._value
+        if self._is_alone:
+            raise CallCancelledError(f"the call of task {self._name!r} in the event loop was cancelled")
+        check_cancelled()  # which knows what the event loop of a worker thread takes for a cancellation
+        raise ThreadCancelled(f"task {self._name!r} was cancelled, as is all in this thread")
+
+    async def _run(self) -> None:
+        self._loop = self._loop or Loop()
+        with self._lock:
+            if self._gone:
+                return
+            self._scope = anyio.CancelScope()
+        if self.starts_cancelled:  # what it shields runs all the same
+            self._scope.cancel()
+        try:
+            with self._scope:
+                await self._hold()
+        finally:
+            self._ended.set()
+
+    async def _hold(self) -> None:
+        """Await it, while another thread may have the place of this one."""
+        holder = self._holder
+        pool = None if holder is None else holder.give_place()
+        try:
+            await self._keep()
+        finally:
+            if holder is not None and pool is not None:
+                await pool.take_place(holder)
+
+    async def _keep(self) -> None:
+        """Await it, and keep what comes of it for the thread; but the cancellation in that goes on."""
+        failure: BaseException | None = None
+        cancellation: BaseException | None = None
+        try:
+            self._value = await self._func(self)
+        except BaseException as exc:
+            failure, cancellation = without_cancellation(exc)
+            self._error = failure
+            if cancellation is not None:
+                if failure is None and anyio.current_effective_deadline() > -math.inf:
+                    self._is_alone = True  # by `Task.cancel`, say
+                raise cancellation
+        finally:
+            del failure, cancellation  # else its traceback, which holds this frame, would hold itself
