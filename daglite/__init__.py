@@ -1,9 +1,9 @@
 """Tasks with retries, timeouts and fan-out under structured concurrency, on asyncio and Trio."""
 
-from ._bridge import check_cancelled
 from ._context import current_task, report
 from ._dump import dump_on_signal
 from ._metadata import TaskMetadata
+from ._slots import check_cancelled
 from .composers import Outcome, gather_tasks, partition, stream_tasks
 from .sessions import current_session, session
 from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import threading
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
-from ._context import Home, PositionToken, Root, reset, set_current, whereabouts
+from ._context import Home, PositionToken, Root, here, reset, set_current, whereabouts
 from ._eventloop import Loop, in_event_loop, name_of_task, running_task
 from ._open_streams import Closing
 from ._running import Running
 from ._slots import Slot, ThreadCancelled
 from .exceptions import CallCancelledError, SessionError
+
+if TYPE_CHECKING:
+    from ._sync_session import SyncSession
 
 __all__ = ["Binding", "Bindings"]
 
@@ -122,18 +125,22 @@ class Binding(Generic[S]):
         if (error := closing.fatal or closing.cancellation) is not None:
             raise error
 
-    def __enter__(self) -> S:
+    def __enter__(self) -> SyncSession:
         if in_event_loop():
             raise self._refused("`with` in an event loop's thread: use `async with`")
         slot = Slot(self._root(), f"thread {threading.current_thread().name!r}")
+        outer = here().slot
+        if isinstance(outer, Slot) and outer.is_here():
+            slot.serve(outer)
         try:
             self._begin(slot.name, slot)
         except BaseException:
             slot.leave()
             raise
         slot.resume()
+        slot.enter_thread()
         self._token = set_current(slot)
-        return self._session
+        return cast("SyncSession", self._session)  # the same, whose methods do otherwise in a thread
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -152,6 +159,10 @@ class Binding(Generic[S]):
             # Outside of it nobody is being cancelled, and a thread of the user's has nobody to hear of that.
             name = self._home.name
             raise CallCancelledError(f"session {name!r} was cancelled, or ended, while {self.owner} used it") from exc
+
+    def is_here(self) -> bool:
+        """Whether this is the thread that has entered it."""
+        return self._slot is not None and self._slot.is_here()
 
     def _begin(self, owner: str, slot: Slot | None = None) -> None:
         if self._used:

@@ -13,12 +13,11 @@ from typing import Any
 from . import _checks
 from ._call import Call
 from ._context import Position, here
-from ._eventloop import check_waiting_task, in_event_loop
 from ._protocols import Attempt, AttemptTimeout, Backend
-from ._slots import Slot, ThreadCancelled
+from ._slots import Slot
 from ._threads import Stuck, threads_of_loop
 
-__all__ = ["INLINE", "THREAD", "check_cancelled", "find_backend", "run_in_daemon"]
+__all__ = ["INLINE", "THREAD", "find_backend", "run_in_daemon"]
 
 
 class InlineBackend:
@@ -119,20 +118,3 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
     if not in_time and slot.abandon(stuck):
         raise AttemptTimeout(timeout)
     return slot.result()
-
-
-def check_cancelled() -> None:
-    """End a function in a thread whose caller does not wait for it any more: call it now and then.
-
-    A thread without a deadline is waited for, also when its caller is cancelled; a thread past its deadline goes on by
-    itself. This is how either ends sooner. Outside of worker threads it does nothing.
-
-    Raises:
-        BaseException: The caller was cancelled, or the time was up. Let it through: like a cancellation it is no
-            `Exception`, and it is never retried.
-    """
-    slot = here().slot
-    if isinstance(slot, Slot) and (slot.given_up or slot.cancelled):
-        raise ThreadCancelled(f"nobody waits for task {slot.name!r} any more")
-    if not in_event_loop():
-        check_waiting_task()

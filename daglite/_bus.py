@@ -10,7 +10,7 @@ from uuid import UUID
 
 import anyio
 
-from ._eventloop import Loop
+from ._eventloop import Loop, LoopEnded, in_event_loop
 from ._log import logger
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class Bus:
 class Subscription:
     """The events of a session, in the order in which they were published: `async with`, then `async for`.
 
+    In a thread it is `with`, then `for`, which waits for each.
+
     Whatever is published from then on is kept until it is taken, without a limit: once 10,000 events wait, a warning is
     logged. With `max_buffer` the oldest give way to new ones, and are counted.
 
@@ -115,6 +117,40 @@ class Subscription:
         self._warned = False
         self._open = False
         self._used = False
+        self._ready: threading.Event | None = None  # by which a thread is woken
+
+    def __enter__(self) -> Self:
+        if in_event_loop():
+            raise RuntimeError("`with` in an event loop's own thread: async with session.events() as events")
+        self._ready = threading.Event()
+        try:
+            self._bus.loop.call(self._enter)
+        except LoopEnded:
+            self._enter()  # there is nothing more to be told
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bus.loop.run(self._end)  # when that has ended, so has this
+        self._waiting.clear()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        """The next event; it is waited for, until the session begins to end."""
+        if self._ready is None:
+            raise RuntimeError("a subscription has to be entered: with session.events() as events")
+        while True:
+            try:
+                return self._waiting.popleft()
+            except IndexError:
+                # In this order: a thread that puts an event between the two lines wakes us.
+                self._ready.clear()
+                self._woken = False
+                if not self._waiting:
+                    if not self._open:
+                        raise StopIteration from None
+                    self._bus.loop.wait(self._ready)
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -127,7 +163,7 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        if not self._used:
+        if not self._used or self._ready is not None:
             raise RuntimeError("a subscription has to be entered: async with session.events() as events")
         while True:
             try:
@@ -153,9 +189,10 @@ class Subscription:
         if self._used:
             raise RuntimeError("a subscription can be entered once; session.events() makes another")
         self._used = True
-        self._send, self._receive = anyio.create_memory_object_stream[Any](1)
+        if self._ready is None:
+            self._send, self._receive = anyio.create_memory_object_stream[Any](1)
         if self._bus.closed:
-            self._send.close()
+            self._close()
             return
         self._open = True
         self._bus.add(self)
@@ -175,7 +212,10 @@ class Subscription:
             self._put_bounded(event, self._max_buffer)
         if not self._woken:
             self._woken = True
-            self._bus.loop.run(self._wake)
+            if self._ready is not None:
+                self._ready.set()
+            else:
+                self._bus.loop.run(self._wake)
         if len(self._waiting) >= BACKLOG and not self._warned:
             self._warned = True
             logger().warning("%d events wait for a subscriber, which takes them too slowly or not at all", BACKLOG)
@@ -201,7 +241,13 @@ class Subscription:
         if self._open:
             self._open = False
             self._bus.discard(self)
+            self._close()
+
+    def _close(self) -> None:
+        if self._ready is None:
             self._send.close()
+        else:
+            self._ready.set()
 
     def _leave(self) -> None:
         """End, and forget what waits."""

@@ -12,7 +12,7 @@ from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_cur
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
-from ._slots import Slot, ThreadCancelled
+from ._slots import Slot, ThreadCancelled, check_cancelled
 from ._spec import Spec
 from .exceptions import TaskError, TaskTimeoutError
 
@@ -347,7 +347,8 @@ class Call:
     def _delay_after(self, exc: Exception) -> float | None:
         if self.attempts > self.spec.retries or self._refused or self._is_misfit(exc):
             return None
-        if is_being_cancelled(self._cancellations) or (self.slot is not None and self.slot.given_up):
+        slot = self.slot
+        if is_being_cancelled(self._cancellations) or (slot is not None and (slot.given_up or slot.cancelled)):
             return None
         options = self.spec.options
         return delay_before(options.name, options.retry_on, options.retry_delay, exc)
@@ -361,6 +362,9 @@ class Call:
         if exc is self._raised or self._is_misfit(exc):
             return exc, None
         if isinstance(exc, Exception):
+            cancellation = bridged_cancellation(exc)
+            if cancellation is not None:
+                return cancellation, cancellation
             error = self._wrapped(exc)
             return exc, None if error is exc else error
         if isinstance(exc, BaseExceptionGroup):
@@ -386,6 +390,21 @@ class Call:
     def _counted(self) -> str:
         number, what = (self.attempts, "attempt") if self.items is None else (self.items, "item")
         return f"1 {what}" if number == 1 else f"{number} {what}s"
+
+
+def bridged_cancellation(exc: Exception) -> BaseException | None:
+    """The cancellation of this thread, where its function has raised it as an error.
+
+    What a thread waits for in an event loop by other means than ours, such as a portal, is cancelled with the thread, and
+    comes out as an `Exception` of `concurrent.futures`.
+    """
+    futures = sys.modules.get("concurrent.futures")
+    if futures is not None and isinstance(exc, futures.CancelledError):
+        try:
+            check_cancelled()
+        except BaseException as cancellation:
+            return cancellation
+    return None
 
 
 def _nothing() -> None:

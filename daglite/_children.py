@@ -124,6 +124,7 @@ class Children:
             if cancellation is not None:
                 raise cancellation
         finally:
+            handle._settle()
             handle._done.set()
             self._services.discard(handle)
             running.discard(handle)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.lowlevel import current_token
 
 __all__ = [
     "Loop",
+    "LoopEnded",
     "cancellations",
     "check_waiting_task",
     "context_for_thread",
@@ -22,6 +24,14 @@ __all__ = [
     "running_task",
     "way_back",
 ]
+
+T = TypeVar("T")
+
+PATIENCE = 5.0  # seconds, after which a thread that waits for the event loop looks whether it is still there
+
+
+class LoopEnded(Exception):
+    """An event loop that somebody wants something of is no more."""
 
 
 class Loop:
@@ -43,6 +53,15 @@ class Loop:
         sniffio: Any = sys.modules.get("sniffio")
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._is_asyncio else None)
+
+    @property
+    def name(self) -> str:
+        """What anyio calls it."""
+        return "asyncio" if self._is_asyncio else "trio"
+
+    def is_same(self, other: Loop) -> bool:
+        """Whether both are one."""
+        return self._token is other._token
 
     def is_running_here(self) -> bool:
         """Whether it runs the caller."""
@@ -68,20 +87,63 @@ class Loop:
 
         from_thread.run(func, token=self._anyio_token)
 
-    def post(self, func: Callable[..., Any], *args: Any) -> None:
-        """Call a function in the loop's thread soon, also from there."""
+    def call(self, func: Callable[..., T], *args: Any) -> T:
+        """Call a function in the loop's thread, in a copy of the context, and wait for it in this other one.
+
+        Raises:
+            LoopEnded: It has ended.
+        """
+        outcome: list[Any] = []
+        ended = threading.Event()
+        context = copy_context()
+        self.enter(context)
+
+        def run() -> None:
+            try:
+                outcome.extend((context.run(func, *args), None))
+            except BaseException as exc:  # it concerns the caller
+                outcome.extend((None, exc))
+            finally:
+                ended.set()
+
+        self.post(run)
+        if not self.wait(ended):
+            raise LoopEnded
+        value, error = outcome
+        try:
+            if error is not None:
+                raise error
+            return value  # type: ignore[no-any-return]
+        finally:
+            outcome.clear()
+            del error  # else its traceback, which holds this frame, would hold itself
+
+    def wait(self, ended: threading.Event) -> bool:
+        """Wait in another thread for what the loop does; false if the loop has ended, and will not do it."""
+        while not ended.wait(PATIENCE):
+            if not self.post(_nothing):
+                return ended.is_set()
+        return True
+
+    def post(self, func: Callable[..., Any], *args: Any) -> bool:
+        """Call a function in the loop's thread soon, also from there; false if it has ended."""
         if self._is_asyncio:
             try:
                 self._token.call_soon_threadsafe(func, *args, context=self._context)
             except RuntimeError:  # it is closed
-                pass
+                return False
         else:
             import trio
 
             try:
                 self._token.run_sync_soon(func, *args)
             except trio.RunFinishedError:
-                pass
+                return False
+        return True
+
+
+def _nothing() -> None:
+    """Posted to find out whether the event loop is still there."""
 
 
 def running_loop() -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -22,6 +23,14 @@ __all__ = ["CallHandle"]
 R = TypeVar("R")
 
 
+class Future(Protocol):
+    """What a thread waits with."""
+
+    def settle(self, value: Any, error: Exception | None, *, with_session: bool) -> None:
+        """Let it know: `value` is `NOT_GIVEN` if there is none, and `with_session` whether it was cancelled with that."""
+        ...
+
+
 class CallHandle(Generic[R]):
     """A background call. `await` it for its result.
 
@@ -38,6 +47,7 @@ class CallHandle(Generic[R]):
         self._waiting = 0
         self._value: Any = NOT_GIVEN
         self._error: Exception | None = None
+        self._future: Future | None = None
         call.cancel = self._scope.cancel
 
     @property
@@ -83,6 +93,16 @@ class CallHandle(Generic[R]):
             except Exception as exc:
                 self._error = exc
                 raise
+            finally:
+                if self._error is not None or self._value is not NOT_GIVEN:
+                    self._settle()
+
+    def _settle(self) -> None:
+        """Let a thread know that waits for it."""
+        future, self._future = self._future, None
+        if future is not None:
+            with_session = anyio.current_effective_deadline() == -math.inf
+            future.settle(self._value, self._error, with_session=with_session)
 
     async def _tell(self) -> None:
         """Wake those that wait: they hear of a failure before the session does, which it cancels."""

@@ -113,6 +113,7 @@ class Thread(Protocol):
     """A worker thread, which may be given up: it goes on, and nobody is to hear of it."""
 
     given_up: bool
+    cancelled: bool
     deadline: float | None
 
     def give_up(self) -> None:

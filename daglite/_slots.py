@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ._context import Home, Position, Root, reset, set_current
+from ._context import Home, Position, Root, here, reset, set_current
+from ._eventloop import check_waiting_task, in_event_loop
 from ._running import Running
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ._protocols import Watched
     from ._threads import Stuck, Threads
 
-__all__ = ["Slot", "ThreadCancelled"]
+__all__ = ["Slot", "ThreadCancelled", "check_cancelled"]
 
 
 class ThreadCancelled(BaseException):
@@ -50,7 +51,7 @@ class Slot:
         position: Position,
         name: str,
         func: Callable[[], Any] = lambda: None,
-        wake: Callable[[], None] | None = None,
+        wake: Callable[[], object] | None = None,
     ) -> None:
         self.home: Home = position.home
         self.name: str = name
@@ -60,7 +61,7 @@ class Slot:
         self.deadline: float | None = None
         self.threads: Threads | None = None  # among which it has a place
         self.has_place: bool = False
-        self._holder: Slot | None = None  # whose place that is, if a thread waits for this one
+        self._holder: Slot | None = None  # whose place that is, if it stands in for another
         self.loop: Loop | None = None  # that waits for it
         self.trips: Running[Trip] | None = None  # what it waits for there
         self._thread: int | None = None
@@ -107,7 +108,7 @@ class Slot:
         return {"waiting": "waiting for a thread", "running": "in a thread"}.get(self._state)
 
     def serve(self, outer: Slot) -> None:
-        """Note that another thread waits for it, and has a place among threads and an event loop to go to."""
+        """Note that it stands in for another: for one that waits for it, or that is this very thread."""
         self._holder = outer.holder
         self.loop = outer.loop
 
@@ -115,6 +116,10 @@ class Slot:
     def holder(self) -> Slot:
         """The thread that has a place for this one."""
         return self._holder or self
+
+    def is_of(self, loop: Loop) -> bool:
+        """Whether the event loop that waits for it is this one."""
+        return self.loop is not None and self.loop.is_same(loop)
 
     def enter_thread(self) -> None:
         """Note that it is this thread."""
@@ -208,7 +213,7 @@ class Slot:
         self.give_up()
         return True
 
-    def cancel(self, wake: Callable[[], None]) -> bool:
+    def cancel(self, wake: Callable[[], object]) -> bool:
         """Let `check_cancelled` notice that the caller is cancelled.
 
         Args:
@@ -315,3 +320,20 @@ class Slot:
     def _forget(self, inner: Slot) -> None:
         with self._lock:
             self._inner.pop(inner, None)
+
+
+def check_cancelled() -> None:
+    """End a function in a thread whose caller does not wait for it any more: call it now and then.
+
+    A thread without a deadline is waited for, also when its caller is cancelled; a thread past its deadline goes on by
+    itself. This is how either ends sooner. Outside of worker threads it does nothing.
+
+    Raises:
+        BaseException: The caller was cancelled, or the time was up. Let it through: like a cancellation it is no
+            `Exception`, and it is never retried.
+    """
+    slot = here().slot
+    if isinstance(slot, Slot) and (slot.given_up or slot.cancelled):
+        raise ThreadCancelled(f"nobody waits for task {slot.name!r} any more")
+    if not in_event_loop():
+        check_waiting_task()

@@ -48,7 +48,7 @@ class Work(Protocol):
         """Give it up: false if it has ended already, and its outcome is there."""
         ...
 
-    def cancel(self, wake: Callable[[], None]) -> bool:
+    def cancel(self, wake: Callable[[], object]) -> bool:
         """Let it notice, if it asks, and be called when it has ended: false if it does not run."""
         ...
 

@@ -168,6 +168,8 @@ def _alone(call: Watched, steps: Any, now: float) -> LiveCall:
         state = "between items"
     elif call.work is not None and work_state is not None:
         state, deadline = work_state, call.work.deadline
+    elif call.metadata.is_async:
+        pass  # it runs in the event loop, also if a thread waits for it there
     elif call.slot is not None or (steps is not None and steps.in_thread):
         state = "in a thread"
     left = None if deadline is None else deadline - now

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import anyio
 
-from ._bridge import check_cancelled
 from ._context import Home, here
 from ._eventloop import Loop, in_event_loop, way_back
 from ._failures import without_cancellation
-from ._slots import Slot, ThreadCancelled
+from ._slots import Slot, ThreadCancelled, check_cancelled
 from ._typing import NOT_GIVEN
 from .exceptions import CallCancelledError, SessionError
 
@@ -49,6 +48,8 @@ def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -
     position = here()
     home = position.home
     slot = position.slot if isinstance(position.slot, Slot) else None
+    if home.books is not None and (slot is None or not slot.given_up):
+        home.refuse(name, position)  # before it is asked of an event loop that may be gone
     is_own = slot is not None and slot.is_here()
     # Of a thread that is not ours only anyio, or Trio, knows which task waits for it, with its cancellation.
     run = None if is_own and home.start_soon is not None else way_back()
@@ -64,18 +65,12 @@ def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -
                 f"task {name!r}: from_thread() has no event loop to go to: this is no worker thread of one, and in no "
                 f"session; open one with `with session()`, or enter one that is open with `with s.bind()`"
             )
-    trip = Trip(name, func, loop, slot.holder if slot is not None and is_own else None)
-    if slot is not None:
-        slot.set_out(trip)
-    try:
-        if run is None:
-            trip.post(home)
-        else:
-            trip.take(run)
-        return trip.result()  # type: ignore[no-any-return]
-    finally:
-        if slot is not None:
-            slot.returned(trip)
+    trip = Trip(f"task {name!r}", func, loop, slot)
+    if run is None:
+        trip.post(home, name)
+    else:
+        trip.take(run)
+    return trip.result()  # type: ignore[no-any-return]
 
 
 class Trip:
@@ -84,19 +79,20 @@ class Trip:
     The thread waits until it has ended, also when it is cancelled.
 
     Args:
-        name: What messages call it.
+        what: What messages call it.
         func: Called in the event loop, with the trip; gives what is to be awaited.
-        loop: The event loop; `None` to find it out there.
-        holder: The thread that gives up its place among others in the meantime; `None` if it has none.
+        loop: The event loop; `None` if only who takes it there knows which.
+        slot: The thread, or another from which it has its context; `None` if it is none of ours.
     """
 
-    def __init__(
-        self, name: str, func: Callable[[Trip], Awaitable[Any]], loop: Loop | None, holder: Slot | None
-    ) -> None:
-        self._name = name
+    def __init__(self, what: str, func: Callable[[Trip], Awaitable[Any]], loop: Loop | None, slot: Slot | None) -> None:
+        self._what = what
         self._func = func
         self._loop = loop
-        self._holder = holder
+        self._slot = slot
+        self._holder = None  # who gives up its place among threads in the meantime
+        if slot is not None and slot.is_here() and (loop is None or slot.holder.is_of(loop)):
+            self._holder = slot.holder
         self._lock = threading.Lock()
         self._scope: anyio.CancelScope | None = None  # from when it begins
         self.starts_cancelled: bool = False
@@ -106,30 +102,47 @@ class Trip:
         self._error: BaseException | None = None
         self._is_alone: bool = False  # in being cancelled: the thread is not
 
-    def post(self, home: Home) -> None:
-        """Let it run in the task group of a session."""
+    def post(self, home: Home, name: str) -> None:
+        """Let it run in the task group of a session.
+
+        Args:
+            home: The session.
+            name: What the task of the event loop is called, and messages that refuse it.
+
+        Raises:
+            SessionError: The event loop has ended.
+        """
         assert self._loop is not None
+        self._set_out()
         context = copy_context()
         self._loop.enter(context)
-        self._loop.post(context.run, self._start, home)
+        if not self._loop.post(context.run, self._start, home, name):
+            self._finish()
+            raise SessionError(f"{self._what} is in session {home.name!r}, which has ended with its event loop")
 
-    def _start(self, home: Home) -> None:
+    def _start(self, home: Home, name: str) -> None:
         try:
-            home.refuse(self._name, here())
+            home.refuse(name, here())
             assert home.start_soon is not None
-            home.start_soon(self._run)
+            home.start_soon(self._run, name=name)
         except SessionError as exc:
             self._error = exc
-            self._ended.set()
+            self._finish()
 
     def take(self, run: Callable[..., Any]) -> None:
         """Let it run as the event loop's own `from_thread.run` does, and wait for it."""
+        self._set_out()
         try:
             run(self._run)
         except BaseException:
             # It was cancelled from outside; what that looks like depends on the event loop.
             if not self._ended.is_set():
+                self._finish()
                 raise
+
+    def _set_out(self) -> None:
+        if self._slot is not None:
+            self._slot.set_out(self)
 
     def cancel(self, *, alone: bool = False) -> None:
         """Cancel it, from any thread.
@@ -141,7 +154,7 @@ class Trip:
             self._is_alone = self._is_alone or alone
             if self._scope is None:  # its event loop may be gone, and the thread waits
                 self._gone = True
-                self._ended.set()
+                self._finish()
                 return
         assert self._loop is not None
         self._loop.run(self._scope.cancel)
@@ -149,10 +162,10 @@ class Trip:
     def result(self) -> Any:
         """Wait for what it comes to, and return or raise that."""
         try:
-            self._ended.wait()
+            self._wait_for(self._ended)
         except BaseException:  # an interrupt; a second one waits no more
             self.cancel()
-            self._ended.wait()
+            self._wait_for(self._ended)
             raise
         error, self._error = self._error, None
         try:
@@ -163,9 +176,21 @@ class Trip:
         if self._value is not NOT_GIVEN:
             return self._value
         if self._is_alone:
-            raise CallCancelledError(f"the call of task {self._name!r} in the event loop was cancelled")
+            raise CallCancelledError(f"{self._what} was cancelled in the event loop")
         check_cancelled()  # which knows what the event loop of a worker thread takes for a cancellation
-        raise ThreadCancelled(f"task {self._name!r} was cancelled, as is all in this thread")
+        raise ThreadCancelled(f"{self._what} was cancelled, as is all in this thread")
+
+    def _wait_for(self, event: threading.Event) -> None:
+        if self._loop is None:
+            event.wait()
+        else:
+            self._loop.wait(event)
+
+    def _finish(self) -> None:
+        """Nothing more will happen: let the thread go on, and who waits for what it has begun."""
+        self._ended.set()
+        if self._slot is not None:
+            self._slot.returned(self)
 
     async def _run(self) -> None:
         self._loop = self._loop or Loop()
@@ -179,7 +204,7 @@ class Trip:
             with self._scope:
                 await self._hold()
         finally:
-            self._ended.set()
+            self._finish()
 
     async def _hold(self) -> None:
         """Await it, while another thread may have the place of this one."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from uuid import UUID
 
 import anyio
@@ -21,46 +21,61 @@ from ._bindings import Binding, Bindings
 from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
 from ._children import Children
-from ._context import OPEN, Home, Position, Root, reset, set_current, whereabouts
+from ._context import OPEN, Home, Position, Root, here, reset, set_current, whereabouts
 from ._ending import Ending
-from ._eventloop import Loop, running_task
+from ._eventloop import Loop, LoopEnded, in_event_loop, running_task
 from ._failures import Failures, is_cancellation
 from ._functions import is_coroutine_function
 from ._handles import CallHandle
 from ._hooks import Hooks, name_of
 from ._metadata import new_id
+from ._sync_session import SyncSession
 from ._threads import Threads
 from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
 from ._watchers import Watchers
 from .exceptions import SessionError
 from .settings import Settings, check_settings
-from .tasks import as_task
+from .tasks import Task, as_task
 
 if TYPE_CHECKING:
+    from ._futures import CallFuture
     from ._reports import Reports
+    from ._stays import Stay
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 __all__ = [
     "Binding",
+    "CallFuture",
     "CallHandle",
     "CallTree",
     "LiveCall",
     "Session",
     "SessionStats",
     "Subscription",
+    "SyncSession",
     "current_session",
     "session",
 ]
 
-for _public in (Binding, CallHandle, CallTree, LiveCall, SessionStats, Subscription):
+for _public in (Binding, CallHandle, CallTree, LiveCall, SessionStats, Subscription, SyncSession):
     _public.__module__ = __name__  # where people find them
 del _public
 
+
+def __getattr__(name: str) -> Any:
+    if name == "CallFuture":  # not every program has threads, and `concurrent.futures` takes a while to import
+        from ._futures import CallFuture
+
+        return CallFuture
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 def session(
@@ -72,8 +87,9 @@ def session(
     on_background_error: Literal["raise", "log"] | NotGiven = NOT_GIVEN,
     plugins: Iterable[Any] = (),
     settings: Settings | NotGiven = NOT_GIVEN,
+    event_loop: Literal["asyncio", "trio"] | NotGiven = NOT_GIVEN,
 ) -> Session:
-    """A scope for calls, opened with `async with`.
+    """A scope for calls, opened with `async with`, or from sync code with `with`.
 
     ```python
     import anyio
@@ -94,7 +110,24 @@ def session(
     assert anyio.run(main) == 18
     ```
 
-    Nothing that is started in it outlives it. What is not given comes from `settings`, if they are given; else from the
+    Nothing that is started in it outlives it. `with session()` runs it in an event loop in a thread in the background, or
+    in that of the enclosing session: async tasks are called with `from_thread`, or with `map_tasks` one for each item.
+
+    ```python
+    from daglite import session, task
+
+
+    @task
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    with session() as s:
+        call = s.start_soon(double, 4)
+        assert call.result() + double.from_thread(5) == 18
+    ```
+
+    What is not given comes from `settings`, if they are given; else from the
     enclosing session, whose subscribers and plugins also hear of the calls in this one; else from
     `daglite.settings.get_settings()`.
 
@@ -112,6 +145,7 @@ def session(
             names that installed packages offer them under, by entry points in the group `daglite.plugins`. Those of the
             enclosing session are there as well; each sees each call once.
         settings: All of the above that settings have, and what is shown of the arguments of calls.
+        event_loop: `"asyncio"` or `"trio"`, for `with`; by default that of the enclosing session, or else asyncio.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -123,6 +157,8 @@ def session(
         raise TypeError(f"session: plugins must be a list of plugins, not {plugins!r}")
     if not isinstance(settings, (Settings, NotGiven)):
         raise TypeError(f"session: settings must be a daglite.settings.Settings, not {settings!r}")
+    if not isinstance(event_loop, NotGiven):
+        _checks.one_of("session: event_loop", event_loop, ("asyncio", "trio"))
     options = {
         "grace": grace,
         "max_threads": max_threads,
@@ -131,7 +167,8 @@ def session(
     }
     given = {option: value for option, value in options.items() if not isinstance(value, NotGiven)}
     check_settings("session", given)
-    return Session("session" if isinstance(name, NotGiven) else name, tuple(plugins), settings, given)
+    own_name = "session" if isinstance(name, NotGiven) else name
+    return Session(own_name, tuple(plugins), settings, given, None if isinstance(event_loop, NotGiven) else event_loop)
 
 
 def current_session() -> Session | None:
@@ -153,13 +190,20 @@ class Session:
     """
 
     def __init__(
-        self, name: str, plugins: tuple[Any, ...], settings: Settings | NotGiven, given: dict[str, Any]
+        self,
+        name: str,
+        plugins: tuple[Any, ...],
+        settings: Settings | NotGiven,
+        given: dict[str, Any],
+        event_loop: str | None,
     ) -> None:
         self.id: UUID = new_id()
         self.name: str = name
         self._plugins = plugins
         self._base = settings
         self._given = given
+        self._event_loop = event_loop
+        self._stay: Stay | None = None  # of the thread that it was entered in, if by `with`
         self._state: Literal["new", "open", "leaving", "closing", "ended"] = "new"
 
     def __repr__(self) -> str:
@@ -175,9 +219,49 @@ class Session:
         self._check_entered("settings")
         return self._home.settings
 
+    def __enter__(self) -> SyncSession:
+        self._check_new()
+        if in_event_loop():
+            raise SessionError(
+                f"session {self.name!r}: `with` in an event loop's own thread, which it would block; use `async with`"
+            )
+        from ._stays import Stay  # most programs are in an event loop
+
+        position = here()
+        if position.home.session is not None and isinstance(self._base, NotGiven):
+            self._base = position.home.settings  # which another event loop would not see
+        self._stay = Stay(self.name, self, self._event_loop)
+        self._stay.begin()
+        try:
+            self._binding = self.bind()
+            self._binding.__enter__()
+            self._stay.slot = self._binding._slot
+        except BaseException as interrupt:
+            self._stay.end(interrupt)
+            raise
+        return cast("SyncSession", self)  # the same, whose methods do otherwise in a thread
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:  # with a plain bool type checkers take it for one that swallows errors
+        self._check_leaving_thread()
+        assert self._stay is not None
+        try:
+            self._binding.__exit__(None, None, None)
+        except BaseException as interrupt:  # in a stream that was closed
+            exc = interrupt
+            self._stay.end(exc)
+            raise
+        try:
+            return self._stay.end(exc)
+        finally:
+            del exc  # else its traceback, which holds this frame, would hold itself
+
     async def __aenter__(self) -> Self:
-        if self._state != "new":
-            raise SessionError(f"session {self.name!r} was entered before; session() makes another")
+        self._check_new()
+        if self._event_loop is not None and self._stay is None:
+            text = "is for `with`; this `async with` is in the event loop that runs already"
+            raise SessionError(f"session {self.name!r}: event_loop={self._event_loop!r} {text}")
         from ._reports import Reports  # the events take 15 ms to import, which a program without sessions is spared
 
         self._outside: Position = whereabouts()
@@ -272,6 +356,32 @@ class Session:
         finally:
             del error, own, exc, cancellation  # else its traceback, which holds this frame, would hold itself
 
+    def _is_cancelled(self) -> bool:
+        return self._group.cancel_scope.cancel_called
+
+    def _check_new(self) -> None:
+        if self._state != "new":
+            raise SessionError(f"session {self.name!r} was entered before; session() makes another")
+
+    def _check_leaving_thread(self) -> None:
+        """Raise if it is not to be left in this thread, or not yet: before anything of it is undone."""
+        if self._stay is None or self._binding.ended:
+            raise SessionError(f"session {self.name!r} was left, and is not entered, or was left before")
+        if not self._binding.is_here():
+            self._bus.loop.run(self._group.cancel_scope.cancel)
+            raise SessionError(
+                f"session {self.name!r} was left in another thread than it was entered in, and is cancelled: keep both in "
+                f"one thread, and enter it in others with `with s.bind()`"
+            )
+        position = here()
+        inner, binding = position.home.session, position.root.binding
+        opened = None
+        if inner is not self and isinstance(inner, Session) and inner._stay is not None and inner._is_inside(self):
+            opened = f"session {inner.name!r}" if inner._binding.is_here() else None
+        elif isinstance(binding, Binding) and binding is not self._binding and binding.is_here() and not binding.ended:
+            opened = "bind() of it"
+        self._refuse_leaving_before(opened, "thread")
+
     def _check_leaving(self) -> None:
         """Raise if it is not to be left here: before anything of it is undone."""
         self._check_entered("leaving")
@@ -291,8 +401,11 @@ class Session:
             opened = "bind() of it"
         elif inner is not self and isinstance(inner, Session) and inner._task is self._task and inner._is_inside(self):
             opened = f"session {inner.name!r}"
+        self._refuse_leaving_before(opened, "task")
+
+    def _refuse_leaving_before(self, opened: str | None, where: str) -> None:
         if opened is not None:
-            text = f"session {self.name!r} was left before {opened}, which the same task has entered since"
+            text = f"session {self.name!r} was left before {opened}, which the same {where} has entered since"
             raise SessionError(f"{text}: leave that first")
 
     def _is_inside(self, other: Session) -> bool:
@@ -339,7 +452,7 @@ class Session:
     ) -> CallHandle[list[R]]: ...
     @overload
     def start_soon(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]: ...
-    def start_soon(self, func: Any, /, *args: Any, **kwargs: Any) -> CallHandle[Any]:
+    def start_soon(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Start a call in the background, and wait for it when the session ends.
 
         A plain function runs in a worker thread, and a stream is collected into a list. If the call fails, the session
@@ -373,7 +486,7 @@ class Session:
     ) -> CallHandle[list[R]]: ...
     @overload
     def start_service(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]: ...
-    def start_service(self, func: Any, /, *args: Any, **kwargs: Any) -> CallHandle[Any]:
+    def start_service(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Start a call in the background that is cancelled when the session ends: once all other calls are done.
 
         ```python
@@ -416,8 +529,20 @@ class Session:
         """
         return self._start(func, args, kwargs, is_service=True)
 
-    def _start(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_service: bool) -> CallHandle[Any]:
+    def _start(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_service: bool) -> Any:
         task = as_task(func)
+        if not self._is_here(f"the background call of {task.name!r}"):
+            from ._futures import CallFuture
+
+            def start() -> CallFuture[Any]:  # before the call can have ended
+                return CallFuture(self._start_here(task, args, kwargs, is_service=is_service), self)
+
+            return self._in_loop(start)
+        return self._start_here(task, args, kwargs, is_service=is_service)
+
+    def _start_here(
+        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, is_service: bool
+    ) -> CallHandle[Any]:
         position = whereabouts()
         self._check_open(f"the background call of {task.name!r}", position)
         if is_service and self._children.services_ended:
@@ -497,6 +622,7 @@ class Session:
             _checks.whole(f"session {self.name!r}: events: max_buffer", max_buffer, least=1)
         if under is not None and not isinstance(under, UUID):
             raise TypeError(f"session {self.name!r}: events: under must be the id of a call, a UUID, not {under!r}")
+        self._is_here("events()")
         self._check_open("events()", None)
         return Subscription(self._bus, max_buffer=max_buffer, under=under)
 
@@ -542,8 +668,11 @@ class Session:
         """
         if under is not None and not isinstance(under, UUID):
             raise TypeError(f"session {self.name!r}: cancel: under must be the id of a call, a UUID, not {under!r}")
-        self._check_entered("cancel()")
-        self._check_here("cancel()")
+        if self._state == "ended":
+            return False
+        return self._cancel(under) if self._is_here("cancel()") else self._in_loop(self._cancel, under)
+
+    def _cancel(self, under: UUID | None) -> bool:
         if self._state == "ended":
             return False
         if under is None:
@@ -573,6 +702,9 @@ class Session:
         """
         if not is_coroutine_function(consumer):
             raise TypeError(f"session {self.name!r}: watch() takes a coroutine function, not {consumer!r}")
+        if not self._is_here("watch()"):
+            self._in_loop(self.watch, consumer)
+            return
         self._check_open("watch()", None)
         self._watchers.start(consumer, repr(consumer))
 
@@ -588,10 +720,26 @@ class Session:
         is_running = position is not None and position.accepted and position.home.session is not None
         if self._state != "open" and not (self._state == "leaving" and is_running):
             raise SessionError(f"session {self.name!r}: {what} after it has begun to end")
-        self._check_here(what)
 
-    def _check_here(self, what: str) -> None:
+    def _is_here(self, what: str) -> bool:
+        """Whether the caller runs in its event loop; a thread does not.
+
+        Raises:
+            SessionError: It runs in another event loop, which is not to wait for this one; or the session is not open.
+        """
+        self._check_entered(what)
         loop = self._bus.loop
-        if not loop.is_running_here():
-            where = "event loop than its own" if loop.is_here() else "thread than that of its event loop"
-            raise SessionError(f"session {self.name!r}: {what} in another {where}")
+        if loop.is_running_here():
+            return True
+        if in_event_loop():
+            raise SessionError(f"session {self.name!r}: {what} in another event loop than its own")
+        if self._state == "ended":
+            raise SessionError(f"session {self.name!r}: {what} after it has ended")
+        return False
+
+    def _in_loop(self, func: Callable[..., T], *args: Any) -> T:
+        """Call a function in its event loop, and wait for it in this thread."""
+        try:
+            return self._bus.loop.call(func, *args)
+        except LoopEnded:
+            raise SessionError(f"session {self.name!r} has ended, with its event loop") from None

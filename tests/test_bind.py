@@ -101,7 +101,7 @@ async def test_a_thread_is_in_the_session_for_as_long_as_it_is_bound() -> None:
         def work() -> None:
             assert current_session() is None
             with s.bind() as bound:
-                assert bound is s
+                assert bound is s  # type: ignore[comparison-overlap]
                 seen.append(current_session() is s)
                 seen.append(triple(1))
             seen.append(current_session())

@@ -22,7 +22,7 @@ from daglite.events import (
     TaskStarted,
     TaskSucceeded,
 )
-from daglite.exceptions import SessionError, TaskError
+from daglite.exceptions import TaskError
 from daglite.sessions import Subscription
 
 if sys.version_info < (3, 11):
@@ -310,15 +310,6 @@ async def test_watch_takes_a_coroutine_function() -> None:
     async with session() as s:
         with pytest.raises(TypeError, match=r"watch\(\) takes a coroutine function, not 3"):
             s.watch(3)  # type: ignore[arg-type]
-
-
-async def test_a_session_is_used_in_the_thread_of_its_event_loop() -> None:
-    def from_thread(s: Any) -> None:
-        with pytest.raises(SessionError, match="in another thread"):
-            s.start_soon(answer)
-
-    async with session() as s:
-        await anyio.to_thread.run_sync(from_thread, s)
 
 
 async def test_a_subscriber_that_takes_nothing_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ async def test_another_event_loop_is_not_in_the_session(other: str, thread: str)
         async with session() as own:  # inside nothing
             await double(3)
             seen.append(own.stats().succeeded)
-        with pytest.raises(SessionError, match="in another thread than that of its event loop"):
+        with pytest.raises(SessionError, match="'double' in another event loop than its own"):
             s.start_soon(double, 1)
         await stream.aclose()
 

@@ -459,7 +459,7 @@ async def test_a_call_that_is_cancelled_by_itself_is_an_error_in_the_thread() ->
         call = s.start_soon(outer)
         await hang.begun.wait()
         assert s.cancel(under=ids[0].id)
-        assert await call == "the call of task 'identify' in the event loop was cancelled"
+        assert await call == "task 'identify' was cancelled in the event loop"
 
 
 async def test_a_task_that_cancels_itself_natively_is_an_error_in_the_thread(anyio_backend_name: str) -> None:
