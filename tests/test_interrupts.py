@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-PROLOGUE = """
+PROLOGUE = r"""
 import os, sys, threading, time
 import anyio
 from daglite import current_session, session, task
