@@ -145,15 +145,17 @@ class Binding(Generic[S]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._check_entered()
         assert self._slot is not None
-        self._end()
         closing = Closing(f"bind() of session {self._home.name!r}", math.inf)
         try:
-            closing.close_all_here(self.streams)
+            closing.close_all_here(self.streams)  # while the event loop of some can be gone to
         finally:
+            self._end()
             self._slot.leave()
             self._bindings.discard(self)
-        if closing.fatal is not None:
+        exc = closing.fatal or exc
+        if closing.fatal is not None and not isinstance(exc, ThreadCancelled):
             raise closing.fatal
         if isinstance(exc, ThreadCancelled) and not self._slot.is_inner():
             # Outside of it nobody is being cancelled, and a thread of the user's has nobody to hear of that.
@@ -180,9 +182,12 @@ class Binding(Generic[S]):
         is_serving = is_same and position.root.is_serving
         return Root(home, position.call, position.slot, is_serving=is_serving, binding=self)
 
-    def _end(self) -> None:
+    def _check_entered(self) -> None:
         if not self._used or self.ended:
             raise self._refused("it is left, and was not entered, or was left before")
+
+    def _end(self) -> None:
+        self._check_entered()
         reset(self._token)
         self.ended = True
         self.task = None

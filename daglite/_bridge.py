@@ -10,9 +10,12 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+import anyio
+
 from . import _checks
 from ._call import Call
 from ._context import Position, here
+from ._open_streams import Closing
 from ._protocols import Attempt, AttemptTimeout, Backend
 from ._slots import Slot
 from ._threads import Stuck, threads_of_loop
@@ -43,8 +46,20 @@ class ThreadBackend:
         position = here()
         slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs))
         with known_to_call(position, slot):
-            await (position.home.threads or threads_of_loop()).run(slot, attempt.timeout)
+            try:
+                await (position.home.threads or threads_of_loop()).run(slot, attempt.timeout)
+            finally:
+                if slot.has_streams:
+                    await close_streams(slot, position.home.settings.grace)
         return slot.result()
+
+
+async def close_streams(slot: Slot, grace: float) -> None:
+    """Close what a thread has left open in the event loop, outside of sessions."""
+    closing = Closing(f"the thread of task {slot.name!r}", grace)
+    await closing.close_all(slot.streams, anyio.current_time() + grace)
+    if (error := closing.fatal or closing.cancellation) is not None:
+        raise error
 
 
 @contextmanager

@@ -15,7 +15,11 @@ from ._log import logger
 from ._running import Running
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from anyio.abc import TaskGroup
+
+    from ._call import Call
 
 __all__ = ["Children"]
 
@@ -73,6 +77,13 @@ class Children:
         running = self._serving if is_service or is_serving else self._calls
         running.add(handle)
         self._group.start_soon(self._run, handle, running, name=name)
+
+    def find(self, id: UUID) -> Call | None:
+        """The background call of that id, also before it has begun."""
+        for handle in (*self._calls.copy(), *self._serving.copy()):
+            if isinstance(handle, CallHandle) and handle.id == id:
+                return handle._call
+        return None
 
     def close_soon(self, close: Callable[[], Awaitable[None]]) -> None:
         """Close a stream."""

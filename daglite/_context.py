@@ -186,11 +186,19 @@ class Position(Protocol):
         ...
 
 
-class Bound(Protocol):
+class Owner(Protocol):
+    """What closes streams at its end, sooner than the session or where there is none."""
+
+    @property
+    def streams(self) -> dict[Any, None]:
+        """Those that are open, oldest first."""
+        ...
+
+
+class Bound(Owner, Protocol):
     """What makes a session current in another task or thread."""
 
     ended: bool
-    streams: dict[Any, None]
     task: Any
 
 

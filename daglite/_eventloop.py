@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar
 
@@ -125,6 +126,17 @@ class Loop:
                 return ended.is_set()
         return True
 
+    def spawn(self, func: Callable[[], Coroutine[Any, Any, Any]], context: Context, name: str) -> None:
+        """Start a task in a copy of a context, of which nobody hears but those who wait for what it does."""
+        if self._is_asyncio:
+            task = context.run(partial(self._token.create_task, func(), name=name))
+            _spawned.add(task)  # the event loop itself keeps no hold of it
+            task.add_done_callback(_spawned.discard)
+        else:
+            import trio
+
+            trio.lowlevel.spawn_system_task(func, name=name, context=context.copy())
+
     def post(self, func: Callable[..., Any], *args: Any) -> bool:
         """Call a function in the loop's thread soon, also from there; false if it has ended."""
         if self._is_asyncio:
@@ -140,6 +152,9 @@ class Loop:
             except trio.RunFinishedError:
                 return False
         return True
+
+
+_spawned: set[Any] = set()
 
 
 def _nothing() -> None:

@@ -41,7 +41,7 @@ class Closing:
         """
         for steps in list(streams):
             slot = steps.call.slot
-            if slot is not None and slot.given_up:
+            if slot is not None and slot.given_up and not steps.is_pumped:
                 continue  # it may run at this moment, and nobody is to hear of it
             # A scope for each: one that takes too long does not keep the next from being closed.
             try:

@@ -64,6 +64,7 @@ class Slot:
         self._holder: Slot | None = None  # whose place that is, if it stands in for another
         self.loop: Loop | None = None  # that waits for it
         self.trips: Running[Trip] | None = None  # what it waits for there
+        self._streams: dict[Any, None] | None = None
         self._thread: int | None = None
         self._position = position
         self._func = func
@@ -116,6 +117,18 @@ class Slot:
     def holder(self) -> Slot:
         """The thread that has a place for this one."""
         return self._holder or self
+
+    @property
+    def streams(self) -> dict[Any, None]:
+        """The streams that it has opened in the event loop, outside of sessions, which are closed when it ends."""
+        if self._streams is None:
+            self._streams = {}
+        return self._streams
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether there are any."""
+        return bool(self._streams)
 
     def is_of(self, loop: Loop) -> bool:
         """Whether the event loop that waits for it is this one."""

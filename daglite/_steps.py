@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from ._call import Call
-from ._context import Bound, Position, set_current
+from ._context import Owner, Position, set_current
 from ._log import logger
 from ._protocols import Surroundings
 from .exceptions import SessionError
@@ -36,10 +36,11 @@ class Steps:
         self.busy: bool = False
         self.closing: bool = False
         self.ended: bool = False
-        self._binding: Bound | None = None  # what closes it, if not the session
+        self._binding: Owner | None = None  # what closes it, if not the session
         self._surroundings: Surroundings | None = None  # of the generator's code, by plugins
 
     in_thread: bool = False  # of its own
+    is_pumped: bool = False  # it is in a task of its own, where it can be closed from any thread's session
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__next__, generator.send, generator.throw
@@ -148,8 +149,8 @@ class Steps:
         self.ended = True
         if self.call.home.books is not None:
             self.call.home.books.streams.pop(self, None)
-            if self._binding is not None:
-                self._binding.streams.pop(self, None)
+        if self._binding is not None:
+            self._binding.streams.pop(self, None)
         if self.context is None:
             return None
         if self.call.watcher is None:

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self
 
+from ._pumps import FromThreadSteps
 from ._steps import SyncSteps
 
 __all__ = ["AsyncStream", "SyncStream"]
@@ -85,7 +86,7 @@ class SyncStream(Generic[R_co]):
     Its generator runs in the consumer's thread, but in a context of its own: variables that it sets stay inside.
     """
 
-    def __init__(self, steps: SyncSteps) -> None:
+    def __init__(self, steps: SyncSteps | FromThreadSteps) -> None:
         self._steps = steps
 
     def __iter__(self) -> Self:

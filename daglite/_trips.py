@@ -41,6 +41,27 @@ def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -
         CallCancelledError: It was cancelled by itself.
         BaseException: It was cancelled because nobody waits for this thread any more.
     """
+    run, loop = check_way(name, instead)
+    position = here()
+    slot = position.slot if isinstance(position.slot, Slot) else None
+    trip = Trip(f"task {name!r}", func, loop, slot)
+    if run is None:
+        trip.post(position.home, name)
+    else:
+        trip.take(run)
+    return trip.result()  # type: ignore[no-any-return]
+
+
+def check_way(name: str, instead: str) -> tuple[Callable[..., Any] | None, Loop | None]:
+    """How to get to the event loop from this thread.
+
+    Returns:
+        The `from_thread.run` of whoever made the thread, if it is to be used, and the event loop, if that is known.
+
+    Raises:
+        RuntimeError: An event loop runs in this thread.
+        SessionError: There is none to go to, or its session has ended.
+    """
     if in_event_loop():
         raise RuntimeError(
             f"task {name!r}: from_thread() in an event loop's own thread would wait for itself; write: {instead}"
@@ -65,12 +86,7 @@ def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -
                 f"task {name!r}: from_thread() has no event loop to go to: this is no worker thread of one, and in no "
                 f"session; open one with `with session()`, or enter one that is open with `with s.bind()`"
             )
-    trip = Trip(f"task {name!r}", func, loop, slot)
-    if run is None:
-        trip.post(home, name)
-    else:
-        trip.take(run)
-    return trip.result()  # type: ignore[no-any-return]
+    return run, loop
 
 
 class Trip:

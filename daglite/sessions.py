@@ -678,7 +678,7 @@ class Session:
         if under is None:
             self._group.cancel_scope.cancel()
             return True
-        call = find_call(self._books, under)
+        call = find_call(self._books, under) or self._children.find(under)
         if call is None:
             return False
         if call.cancel is None:

@@ -17,6 +17,7 @@ from ._functions import Function, function_of
 from ._lifecycle import run, run_sync
 from ._options import Options, checked_options
 from ._protocols import Attempt, Backend
+from ._pumps import FromThreadSteps, PumpedSteps
 from ._reference import reduce_partial, reduce_task
 from ._retry import RetryOn
 from ._spec import Spec
@@ -493,6 +494,46 @@ class AsyncTaskStream(Task[P, R]):
         """
         spec = self._spec
         return AsyncStream(AsyncSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs)))
+
+    def from_thread(self, *args: P.args, **kwargs: P.kwargs) -> SyncStream[R]:
+        """A stream in the event loop, for a thread.
+
+        The generator lives in a task of its own in the event loop that `AsyncTask.from_thread` would go to, and gives one
+        item at a time; so it may hold cancel scopes and task groups across a `yield`. A step that is cancelled with the
+        thread cancels the generator. In `with` it is closed at once, and has `grace` seconds for that; after a bare `break`
+        by its session, or outside of one when the worker thread's call ends.
+
+        ```python
+        import anyio
+        from collections.abc import AsyncIterator
+        from daglite import task
+
+
+        @task
+        async def countdown(start: int) -> AsyncIterator[int]:
+            for number in range(start, 0, -1):
+                yield number
+
+
+        @task
+        def total(start: int) -> int:
+            return sum(countdown.from_thread(start))
+
+
+        assert anyio.run(total.to_thread, 3) == 6
+        ```
+
+        Returns:
+            What to iterate over with `for`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            RuntimeError: An event loop runs in this thread: use `async for`.
+            SessionError: There is no event loop to go to, or the session has ended.
+        """
+        spec = self._spec
+        steps = PumpedSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs))
+        return SyncStream(FromThreadSteps(steps, f"async for item in {self.__name__}(...)"))
 
     async def _awaited(self, call: Call) -> Any:
         steps = AsyncSteps(call, call.spec.func(*call.args, **call.kwargs))

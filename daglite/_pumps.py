@@ -1,0 +1,348 @@
+"""Async generators that live in a task of their own, which gives one item at a time to whoever asks.
+
+So a generator may hold cancel scopes and task groups across a `yield`, and be stepped and closed from anywhere: the scopes
+belong to its task. That waits inside of them while the generator is suspended, so that what cancels them reaches it there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio import get_cancelled_exc_class
+
+from ._call import Call
+from ._context import Owner, here
+from ._eventloop import Loop
+from ._failures import without_cancellation
+from ._log import logger
+from ._slots import Slot
+from ._steps import AsyncSteps, in_context
+from ._trips import check_way, run_in_loop
+from ._typing import NOT_GIVEN
+from .exceptions import CallCancelledError
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ["FromThreadSteps", "PumpedSteps"]
+
+
+class Request:
+    """What a pump is asked for, and what comes of it.
+
+    Args:
+        make: Gives what the generator is stepped or closed with, to be awaited.
+        is_plain: Whether it asks for the next item, and any will do.
+    """
+
+    def __init__(self, make: Callable[[], Awaitable[Any]], *, is_plain: bool) -> None:
+        self.make = make
+        self.is_plain = is_plain
+        self.done = anyio.Event()
+        self.item: Any = NOT_GIVEN
+        self.error: BaseException | None = None
+
+    def answer(self, item: Any, error: BaseException | None) -> None:
+        """Let who asks know."""
+        self.item, self.error = item, error
+        self.done.set()
+
+
+class PumpedSteps(AsyncSteps):
+    """An async generator, stepped in a task of its own. All of this happens in the event loop.
+
+    Args:
+        call: The call.
+        generator: The generator, which has not begun.
+    """
+
+    def __init__(self, call: Call, generator: Any) -> None:
+        super().__init__(call, generator)
+        self._scope: anyio.CancelScope | None = None  # of the pump, from when that runs
+        self._deadline: float | None = None  # of the close, by the event loop's clock
+        self._cancelled: bool = False
+        self._wanted = anyio.Event()
+        self._request: Request | None = None
+        self._early: Request | None = None  # what has come of the generator between two steps
+        self._is_over: bool = False  # the generator has ended
+        self._finished = anyio.Event()  # and the pump has, too
+        self._stepped = anyio.Event()  # the step that runs has ended
+        self._interrupted: BaseException | None = None
+
+    is_pumped = True
+
+    def open(self) -> Context:
+        """Begin the call, and the pump."""
+        if self.context is not None:
+            return self.context
+        context = super().open()
+        home = self.call.home
+        name = f"stream {self.call.spec.label}"
+        if home.start_soon is not None:
+            # Of the session: it closes its streams before it waits for its tasks.
+            context.run(partial(home.start_soon, self._pump, name=name))
+        else:
+            Loop().spawn(self._pump, context, name)
+        return context
+
+    def belong_to(self, owner: Owner) -> None:
+        """Be closed by a thread, outside of sessions."""
+        self._binding = owner
+        owner.streams[self] = None
+
+    async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`. A step that is cancelled cancels the generator."""
+        if self.ended:
+            raise StopAsyncIteration
+        self.enter(what)
+        request = Request(self.within(make), is_plain=thrown is None)
+        try:
+            cancellation = await self._ask(request)
+            failure, own = (None, None) if request.error is None else without_cancellation(request.error)
+            if self.closing and (failure is None or isinstance(failure, (StopAsyncIteration, GeneratorExit))):
+                self.end(None, closed=True)  # elsewhere
+                raise cancellation or StopAsyncIteration
+            if failure is not None:
+                raise self.left(failure, thrown)
+            if cancellation is not None:
+                raise self.left(cancellation)
+            if own is not None:  # by `Task.cancel`, say: nobody here is being cancelled
+                self.end(own)
+                raise CallCancelledError(f"stream {self.call.spec.label!r} was cancelled in its own task")
+        finally:
+            self.busy = False
+            self._stepped.set()
+        self.yielded()
+        return request.item
+
+    async def aclose(self) -> None:
+        """Close the generator: it has `grace` seconds for that. Who comes second waits for the first."""
+        if self._closing is not None:
+            await self._closing.wait()
+        if self.ended:
+            return
+        if self.context is None:
+            await self.generator.aclose()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        self._closing = anyio.Event()
+        self.closing = True
+        try:
+            cancellation = await self._close()
+        finally:
+            self._closing.set()
+        if cancellation is not None:
+            raise cancellation
+
+    def close_now(self) -> None:
+        """Close the generator, for a thread."""
+        if not self.ended:
+            run_in_loop(self.call.spec.label, lambda _: self.aclose(), "await its aclose()")
+
+    async def _ask(self, request: Request) -> BaseException | None:
+        """Have the pump do something, and wait for it, also when that is cancelled: then the generator is, too.
+
+        Returns:
+            The cancellation that came in the meantime.
+        """
+        self._want(request)
+        try:
+            await request.done.wait()
+        except BaseException as cancellation:
+            self._cancel()
+            return await self._until(self._finished) or cancellation
+        return None
+
+    def _want(self, request: Request) -> None:
+        if self._finished.is_set():  # between two steps
+            self._hand_over(request)
+        else:
+            self._request = request
+            self._wanted.set()
+
+    async def _close(self) -> BaseException | None:
+        """Have the pump close the generator.
+
+        Returns:
+            The native cancellation that came in the meantime; anyio's does not get in.
+        """
+        grace = self.call.home.settings.grace
+        self._deadline = anyio.current_time() + grace
+        if self._scope is not None:
+            self._scope.deadline = self._deadline
+        if self.busy:  # with a step elsewhere, which then ends the stream
+            self._cancel()
+            return await self._until(self._stepped)
+        request = Request(self.within(self.generator.aclose, is_last=True), is_plain=False)
+        self._want(request)
+        interrupted = await self._until(self._finished)
+        error, cancellation = (interrupted, None) if request.error is None else without_cancellation(request.error)
+        if isinstance(error, BaseExceptionGroup):
+            error = error.split(GeneratorExit)[1]  # a task group's way to be closed
+        if error is not None and error is not interrupted and not isinstance(error, StopAsyncIteration):
+            raise self.left(error)
+        if cancellation is not None:
+            logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
+        self.end(cancellation or interrupted, closed=True)
+        return interrupted
+
+    async def _until(self, event: anyio.Event) -> BaseException | None:
+        """Wait, whatever is cancelled.
+
+        Returns:
+            The native cancellation that went through the shield; the pump ends by itself.
+        """
+        try:
+            with anyio.CancelScope(shield=True):
+                await event.wait()
+        except get_cancelled_exc_class() as interrupted:
+            return interrupted
+        return None
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _pump(self) -> None:
+        """The task of the generator. What it raises is for those who ask; it opens one scope, and nothing else."""
+        try:
+            # Outside of sessions it is the event loop's own, which ends with it.
+            with anyio.CancelScope(shield=self.call.home.start_soon is not None) as self._scope:
+                if self._deadline is not None:
+                    self._scope.deadline = self._deadline
+                if self._cancelled:
+                    self._scope.cancel()
+                while not self._is_over:
+                    await self._serve()
+            if self._interrupted is not None and not self._scope.cancel_called:
+                raise self._interrupted
+        finally:
+            self._interrupted = None
+            self._finished.set()
+            if self._request is not None:
+                self._hand_over(self._request)
+
+    async def _serve(self) -> None:
+        """Wait until something is wanted, and do that."""
+        try:
+            await self._wanted.wait()
+        except get_cancelled_exc_class() as exc:
+            await self._throw(exc)
+            return
+        request, self._request = self._request, None
+        self._wanted = anyio.Event()
+        assert request is not None
+        if self._early is not None and request.is_plain:
+            self._hand_over(request)
+        else:
+            self._early = None
+            request.answer(*await self._take(request.make))
+        if self.closing or self._cancelled:
+            await self._end_generator()
+
+    async def _throw(self, cancellation: BaseException) -> None:
+        """Between two steps a scope of the generator was cancelled, or its pump: it is told so where it is suspended."""
+        is_second = self._early is not None  # it has been told before, and has yielded
+        early = Request(self.generator.aclose, is_plain=False)
+        early.answer(*await self._take(partial(self.generator.athrow, cancellation)))
+        self._early = early
+        if is_second or self._cancelled or self.closing:
+            await self._end_generator()
+
+    async def _end_generator(self) -> None:
+        if not self._is_over:
+            _, error = await self._take(self.generator.aclose)
+            self._is_over = True
+            if isinstance(error, Exception):
+                logger().error("stream %r failed to close", self.call.spec.label, exc_info=error)
+
+    def _hand_over(self, request: Request) -> None:
+        early, self._early = self._early, None
+        if early is None:
+            request.answer(NOT_GIVEN, StopAsyncIteration())
+        else:
+            request.answer(early.item, early.error)
+
+    async def _take(self, make: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+        """Step the generator, in its own context."""
+        assert self.context is not None
+        try:
+            return await in_context(self.context, make()), None
+        except BaseException as exc:
+            self._is_over = True
+            if isinstance(exc, get_cancelled_exc_class()):
+                self._interrupted = exc
+            return NOT_GIVEN, exc
+
+
+class FromThreadSteps:
+    """An async generator in the event loop, stepped from threads.
+
+    Args:
+        steps: The generator there.
+        instead: What to write in the event loop's own thread.
+    """
+
+    def __init__(self, steps: PumpedSteps, instead: str) -> None:
+        self.next, self.send, self.throw = steps.next, steps.send, steps.throw
+        self._steps = steps
+        self._name = steps.call.spec.label
+        self._instead = instead
+        check_way(self._name, instead)
+
+    def open(self) -> None:
+        """Begin it, for who closes it with `with`."""
+
+        async def open() -> None:
+            self._steps.open()
+
+        self._in_loop(open)
+
+    def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`."""
+        if self._steps.ended:
+            raise StopIteration
+        slot = self._owner() if self._steps.context is None else None
+
+        async def step() -> Any:
+            if slot is not None:
+                self._steps.belong_to(slot)
+            return await self._steps.run(what, make, thrown)
+
+        try:
+            return self._in_loop(step)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def _owner(self) -> Slot | None:
+        """The thread that is to close it, if no session does.
+
+        Raises:
+            RuntimeError: Nobody would.
+        """
+        position = here()
+        if position.home.books is not None:
+            return None
+        if isinstance(position.slot, Slot) and position.slot.is_here():
+            return position.slot.holder
+        raise RuntimeError(
+            f"stream {self._name!r} was stepped outside of sessions and of worker threads of tasks: nothing would close "
+            f"it; write: with {self._name}.from_thread(...) as items"
+        )
+
+    def close_now(self) -> None:
+        """Close the generator."""
+        self._steps.close_now()
+
+    def drop(self) -> None:
+        """Nobody can step it any more."""
+        self._steps.drop()
+
+    def _in_loop(self, func: Callable[[], Awaitable[Any]]) -> Any:
+        return run_in_loop(self._name, lambda _: func(), self._instead)
