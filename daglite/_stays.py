@@ -75,23 +75,24 @@ class Stay(Trip):
         self._body: BaseException | None = None  # what the thread's code has come to
 
     @property
-    def is_inner(self) -> bool:
-        """Whether it is in the event loop of the enclosing session."""
-        return self._home is not None
+    def has_ended(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._ended.is_set()
 
     def begin(self) -> None:
         """Enter the session, or raise what that raises."""
-        if self._home is not None:
-            self.post(self._home, self._what)
-        else:
-            # A daemon: who interrupts the wait for it a second time is not to wait for it all the same.
-            name = f"{self._what}: {self._event_loop}"
-            self._thread = threading.Thread(target=copy_context().run, args=(self._run_loop,), name=name, daemon=True)
-            self._thread.start()
         try:
+            if self._home is not None:
+                self.post(self._home, self._what)
+            else:
+                # A daemon: who interrupts the wait for it a second time is not to wait for it all the same.
+                target, name = copy_context().run, f"{self._what}: {self._event_loop}"
+                self._thread = threading.Thread(target=target, args=(self._run_loop,), name=name, daemon=True)
+                self._thread.start()
             self._wait_for(self._ready)
         except BaseException as interrupt:
-            self.end(interrupt)
+            if not self.has_ended and (self._thread is None or self._thread.is_alive()):
+                self.end(interrupt)
             raise
         if not self._entered:
             self.end(None)
@@ -109,12 +110,12 @@ class Stay(Trip):
             BaseException: What the session has come to, if that is something else.
         """
         self._body = exc
-        self._leave()
         try:
-            return bool(self.result())
+            self._leave()
+            return bool(self.result(is_interrupted=exc is not None and not isinstance(exc, Exception)))
         finally:
             self._body = exc = None  # else its traceback, which holds this frame, would hold itself
-            if self._thread is not None and self._ended.is_set():
+            if self._thread is not None and self.has_ended:
                 self._thread.join()
 
     def cancel(self, *, alone: bool = False) -> None:

@@ -112,6 +112,7 @@ class Trip:
         self._lock = threading.Lock()
         self._scope: anyio.CancelScope | None = None  # from when it begins
         self.starts_cancelled: bool = False
+        self.was_interrupted: bool = False  # the wait for it was
         self._gone: bool = False  # cancelled before it has begun: it never will
         self._ended = threading.Event()
         self._value: Any = NOT_GIVEN
@@ -175,13 +176,19 @@ class Trip:
         assert self._loop is not None
         self._loop.run(self._scope.cancel)
 
-    def result(self) -> Any:
-        """Wait for what it comes to, and return or raise that."""
+    def result(self, *, is_interrupted: bool = False) -> Any:
+        """Wait for what it comes to, and return or raise that.
+
+        Args:
+            is_interrupted: Whether the thread was interrupted before.
+        """
         try:
             self._wait_for(self._ended)
         except BaseException:  # an interrupt; a second one waits no more
+            self.was_interrupted = True
             self.cancel()
-            self._wait_for(self._ended)
+            if not is_interrupted:
+                self._wait_for(self._ended)
             raise
         error, self._error = self._error, None
         try:

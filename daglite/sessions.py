@@ -245,15 +245,22 @@ class Session:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:  # with a plain bool type checkers take it for one that swallows errors
         self._check_leaving_thread()
-        assert self._stay is not None
+        stay = self._stay
+        assert stay is not None
         try:
-            self._binding.__exit__(None, None, None)
-        except BaseException as interrupt:  # in a stream that was closed
-            exc = interrupt
-            self._stay.end(exc)
+            try:
+                self._binding.__exit__(None, None, None)
+            except BaseException as interrupt:  # in a stream that was closed
+                exc = interrupt
+                stay.end(exc)
+                raise
+            return stay.end(exc)
+        except BaseException as interrupt:
+            # Python raises a `KeyboardInterrupt` anywhere, also while nothing waits for the event loop.
+            if not stay.has_ended and not stay.was_interrupted:
+                stay.cancel()
+                stay.end(interrupt)
             raise
-        try:
-            return self._stay.end(exc)
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
 

@@ -15,6 +15,7 @@ from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from daglite import check_cancelled, current_session, current_task, session, task
+from daglite._stays import Stay
 from daglite.events import SessionEnded, TaskFailed, TaskReported, TaskStarted, TaskSucceeded
 from daglite.exceptions import (
     BackendError,
@@ -447,6 +448,27 @@ def test_an_interrupt_in_the_event_loop_comes_out_of_the_session(loop: EventLoop
     with pytest.raises(Interrupt):
         with session(event_loop=loop):
             interrupt.from_thread()
+
+
+@pytest.mark.parametrize("where", ["_leave", "result"])
+def test_an_interrupt_that_comes_between_two_waits_leaves_nothing(
+    loop: EventLoop, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupts = [Interrupt()]
+    real = getattr(Stay, where)
+
+    def interrupted(self: Stay, **kwargs: Any) -> Any:
+        if interrupts:
+            raise interrupts.pop()
+        return real(self, **kwargs)
+
+    monkeypatch.setattr(Stay, where, interrupted)
+    with pytest.raises(Interrupt):
+        with session(event_loop=loop) as s:
+            call = s.start_soon(hang)
+    assert call.cancelled()
+    assert repr(s) == "<Session 'session', ended>"
+    assert current_session() is None
 
 
 def test_nothing_is_swallowed_that_is_not_the_sessions_own(loop: EventLoop) -> None:
