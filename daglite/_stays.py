@@ -115,8 +115,18 @@ class Stay(Trip):
             return bool(self.result(is_interrupted=exc is not None and not isinstance(exc, Exception)))
         finally:
             self._body = exc = None  # else its traceback, which holds this frame, would hold itself
-            if self._thread is not None and self.has_ended:
-                self._thread.join()
+            self._join()
+
+    def give_up(self) -> None:
+        """Cancel the session and leave it, whatever that comes to: the thread was interrupted."""
+        self.cancel()
+        self._leave()
+        self._wait_for(self._ended)
+        self._join()
+
+    def _join(self) -> None:
+        if self._thread is not None and self.has_ended:
+            self._thread.join()
 
     def cancel(self, *, alone: bool = False) -> None:
         """Cancel the session; if the thread was given up, without waiting for it."""

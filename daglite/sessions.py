@@ -255,11 +255,10 @@ class Session:
                 stay.end(exc)
                 raise
             return stay.end(exc)
-        except BaseException as interrupt:
+        except BaseException:
             # Python raises a `KeyboardInterrupt` anywhere, also while nothing waits for the event loop.
             if not stay.has_ended and not stay.was_interrupted:
-                stay.cancel()
-                stay.end(interrupt)
+                stay.give_up()
             raise
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
