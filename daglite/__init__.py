@@ -4,7 +4,7 @@ from ._context import current_task, report
 from ._dump import dump_on_signal
 from ._metadata import TaskMetadata
 from ._slots import check_cancelled
-from .composers import Outcome, gather_tasks, partition, stream_tasks
+from .composers import Outcome, gather_tasks, map_tasks, partition, stream_tasks
 from .sessions import current_session, session
 from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task
 
@@ -13,6 +13,7 @@ __all__ = [
     "session",
     "gather_tasks",
     "stream_tasks",
+    "map_tasks",
     "Outcome",
     "partition",
     "current_task",

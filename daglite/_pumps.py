@@ -22,7 +22,7 @@ from ._failures import without_cancellation
 from ._log import logger
 from ._slots import Slot
 from ._steps import AsyncSteps, in_context
-from ._trips import check_way, run_in_loop
+from ._trips import run_in_loop, the_way
 from ._typing import NOT_GIVEN
 from .exceptions import CallCancelledError
 
@@ -294,7 +294,7 @@ class FromThreadSteps:
         self._steps = steps
         self._name = steps.call.spec.label
         self._instead = instead
-        check_way(self._name, instead)
+        the_way(self._name, instead)  # an error now, if there is none
 
     def open(self) -> None:
         """Begin it, for who closes it with `with`."""

@@ -17,7 +17,7 @@ from ._slots import Slot, ThreadCancelled, check_cancelled
 from ._typing import NOT_GIVEN
 from .exceptions import CallCancelledError, SessionError
 
-__all__ = ["Trip", "run_in_loop"]
+__all__ = ["Trip", "find_way", "run_in_loop", "the_way"]
 
 T = TypeVar("T")
 
@@ -25,10 +25,8 @@ T = TypeVar("T")
 def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -> T:
     """Have something awaited in the event loop that belongs to this thread, in a copy of the current context.
 
-    That is the event loop whose worker thread this is, or else that of the session.
-
     Args:
-        name: What messages call it.
+        name: What messages call the task.
         func: Called in the event loop, with the trip; gives what is to be awaited.
         instead: What to write in the event loop's own thread.
 
@@ -41,31 +39,40 @@ def run_in_loop(name: str, func: Callable[[Trip], Awaitable[T]], instead: str) -
         CallCancelledError: It was cancelled by itself.
         BaseException: It was cancelled because nobody waits for this thread any more.
     """
-    run, loop = check_way(name, instead)
-    position = here()
-    slot = position.slot if isinstance(position.slot, Slot) else None
-    trip = Trip(f"task {name!r}", func, loop, slot)
-    if run is None:
-        trip.post(position.home, name)
-    else:
-        trip.take(run)
-    return trip.result()  # type: ignore[no-any-return]
+    return the_way(name, instead).take(f"task {name!r}", name, func)
 
 
-def check_way(name: str, instead: str) -> tuple[Callable[..., Any] | None, Loop | None]:
-    """How to get to the event loop from this thread.
-
-    Returns:
-        The `from_thread.run` of whoever made the thread, if it is to be used, and the event loop, if that is known.
+def the_way(name: str, instead: str) -> Way:
+    """How to get to the event loop from this thread, for `from_thread`; the arguments are those of `run_in_loop`.
 
     Raises:
         RuntimeError: An event loop runs in this thread.
         SessionError: There is none to go to, or its session has ended.
     """
-    if in_event_loop():
-        raise RuntimeError(
-            f"task {name!r}: from_thread() in an event loop's own thread would wait for itself; write: {instead}"
+    what = f"task {name!r}: from_thread()"
+    way = find_way(what, name, instead)
+    if way is None:
+        raise SessionError(
+            f"{what} has no event loop to go to: this is no worker thread of one, and in no session; open one with "
+            f"`with session()`, or enter one that is open with `with s.bind()`"
         )
+    return way
+
+
+def find_way(what: str, name: str, instead: str) -> Way | None:
+    """How to get to the event loop whose worker thread this is, or else to that of the session; `None` in neither.
+
+    Args:
+        what: What messages call it that would go.
+        name: What they call the task.
+        instead: What to write in the event loop's own thread.
+
+    Raises:
+        RuntimeError: An event loop runs in this thread.
+        SessionError: The session has ended.
+    """
+    if in_event_loop():
+        raise RuntimeError(f"{what} in an event loop's own thread would wait for itself; write: {instead}")
     position = here()
     home = position.home
     slot = position.slot if isinstance(position.slot, Slot) else None
@@ -74,19 +81,45 @@ def check_way(name: str, instead: str) -> tuple[Callable[..., Any] | None, Loop 
     is_own = slot is not None and slot.is_here()
     # Of a thread that is not ours only anyio, or Trio, knows which task waits for it, with its cancellation.
     run = None if is_own and home.start_soon is not None else way_back()
-    loop = None
-    if run is None:
-        if home.books is not None:
-            loop = home.books.loop
-        elif slot is not None and slot.loop is not None:
-            loop = slot.loop
-            run = loop.run_from_thread
+    if run is not None:
+        return Way(home, slot, run, None)
+    if home.books is not None:
+        return Way(home, slot, None, home.books.loop)
+    if slot is not None and slot.loop is not None:
+        return Way(home, slot, slot.loop.run_from_thread, slot.loop)
+    return None
+
+
+class Way:
+    """How a thread gets to an event loop.
+
+    Args:
+        home: The session that it is in.
+        slot: The thread, or another from which it has its context; `None` if it is none of ours.
+        run: The `from_thread.run` of whoever made the thread; `None` if the session is to run what is awaited.
+        loop: The event loop; `None` if only `run` knows.
+    """
+
+    def __init__(self, home: Home, slot: Slot | None, run: Callable[..., Any] | None, loop: Loop | None) -> None:
+        self._home = home
+        self._slot = slot
+        self._run = run
+        self._loop = loop
+
+    def take(self, what: str, name: str, func: Callable[[Trip], Awaitable[T]]) -> T:
+        """Have something awaited there, and wait for it.
+
+        Args:
+            what: What messages call it.
+            name: What its task of the event loop is called.
+            func: Called in the event loop, with the trip; gives what is to be awaited.
+        """
+        trip = Trip(what, func, self._loop, self._slot)
+        if self._run is None:
+            trip.post(self._home, name)
         else:
-            raise SessionError(
-                f"task {name!r}: from_thread() has no event loop to go to: this is no worker thread of one, and in no "
-                f"session; open one with `with session()`, or enter one that is open with `with s.bind()`"
-            )
-    return run, loop
+            trip.take(self._run)
+        return trip.result()  # type: ignore[no-any-return]
 
 
 class Trip:

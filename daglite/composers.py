@@ -10,9 +10,11 @@ from typing_extensions import Required, Unpack
 from . import _checks
 from ._fan_out import FanOut
 from ._results import Outcome, TaskResults, refuse_missing
-from .tasks import SyncTaskStream
+from ._trips import find_way
+from .sessions import session
+from .tasks import SyncTaskStream, as_task
 
-__all__ = ["Outcome", "TaskResults", "gather_tasks", "partition", "stream_tasks"]
+__all__ = ["Outcome", "TaskResults", "gather_tasks", "map_tasks", "partition", "stream_tasks"]
 
 for _result in (Outcome, TaskResults):
     _result.__module__ = __name__  # where people find them
@@ -169,7 +171,102 @@ async def gather_tasks(
         ValueError: `limit` is less than 1, or `errors` is neither of the two.
         SessionError: The session has begun to end.
     """
-    fan_out = FanOut("gather_tasks", task, iterables, limit=limit, backend=backend, errors=errors)
+    return await _gather("gather_tasks", task, iterables, limit, backend, errors)
+
+
+@overload
+def map_tasks(task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
+@overload
+def map_tasks(task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Raise]) -> list[R]: ...
+@overload
+def map_tasks(
+    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Collect]
+) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
+@overload
+def map_tasks(
+    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
+@overload
+def map_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[R]: ...
+@overload
+def map_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Collect]) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Raise]
+) -> list[R]: ...
+@overload
+def map_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Collect]
+) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Raise]) -> list[R]: ...
+@overload
+def map_tasks(task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Collect]) -> list[Outcome[R]]: ...
+def map_tasks(
+    task: Any,
+    /,
+    *iterables: Any,
+    limit: int | None = None,
+    backend: str | None = None,
+    errors: Literal["raise", "collect"] = "raise",
+) -> Any:
+    """Call a task for each item at the same time, from sync code, and return the results in the order of the items.
+
+    ```python
+    from daglite import map_tasks, task
+
+
+    @task(retries=2)
+    async def double(number: int) -> int:
+        return 2 * number
+
+
+    assert map_tasks(double, range(5), limit=2) == [0, 2, 4, 6, 8]
+    ```
+
+    It is `gather_tasks` for threads: in a worker thread, or in `with session()`, the calls are made in the event loop of that,
+    and are cancelled with the thread. Elsewhere it opens a session for its time. The iterables are taken from in the
+    event loop's thread; one that blocks, or that belongs to this thread such as a cursor of sqlite3, is better a list.
+
+    Args:
+        task: A task, or a function.
+        iterables: Where the arguments come from, zipped like those of `map`: sync or async iterables. An async
+            generator is closed in the end. An error of theirs ends the calls and comes out as it is.
+        limit: How many calls run at once; any number by default.
+        backend: Where plain functions run, `"thread"` or `"inline"`; by default where they or the session say.
+        errors: `"raise"`, or `"collect"` to let all calls run and return an `Outcome` for each.
+
+    Returns:
+        What the calls have returned, or their outcomes.
+
+    Raises:
+        TaskGroupError: Calls failed; it holds their errors, without the calls that were cancelled because of them.
+        TypeError: `task` cannot be called, there are no iterables, or one is none.
+        ValueError: `limit` is less than 1, or `errors` is neither of the two.
+        RuntimeError: An event loop runs in this thread: `await gather_tasks(...)`.
+        SessionError: The session has begun to end.
+    """
+    target = as_task(task)
+    what = f"map_tasks of task {target.name!r}"
+
+    def gather(_: object) -> Coroutine[Any, Any, list[Any]]:
+        return _gather("map_tasks", target, iterables, limit, backend, errors)
+
+    way = find_way(what, target.name, "await gather_tasks(...)")
+    if way is not None:
+        return way.take(what, target.name, gather)
+    with session(name="map_tasks"):
+        return map_tasks(task, *iterables, limit=limit, backend=backend, errors=errors)
+
+
+async def _gather(what: str, task: Any, iterables: tuple[Any, ...], limit: Any, backend: Any, errors: Any) -> list[Any]:
+    fan_out = FanOut(what, task, iterables, limit=limit, backend=backend, errors=errors)
     results: dict[int, Any] = {}
 
     def keep(index: int, value: Any, error: Exception | None) -> None:

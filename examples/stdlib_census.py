@@ -2,10 +2,12 @@
 
     python examples/stdlib_census.py
     python examples/stdlib_census.py --event-loop trio --limit 4 --root some/folder
+    python examples/stdlib_census.py --sync
 
 The files are found and parsed in worker threads, a few at once, and added up as they come in; the event loop stays free
 to tell how far it is. What is counted on the way comes from the events of the session. Files that do not parse are
-there to be broken, as the test data of Python's own tests: they are counted, and are no failures.
+there to be broken, as the test data of Python's own tests: they are counted, and are no failures. With `--sync` the
+program itself is a plain script, which finds all files first and then waits; the tasks are the same.
 """
 
 import argparse
@@ -23,10 +25,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import thread_time
+from typing import Literal
 
 import anyio
 
-from daglite import session, stream_tasks, task
+from daglite import Outcome, map_tasks, session, stream_tasks, task
 from daglite.events import Event, ItemYielded, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
 from daglite.exceptions import TaskError
 from daglite.sessions import Subscription
@@ -59,6 +62,12 @@ class Totals:
     broken: int = 0
     slowest: list[Facts] = field(default_factory=list)
     failures: list[TaskError] = field(default_factory=list)
+
+    def count(self, outcome: Outcome[Facts]) -> None:
+        if outcome.value is not None:
+            self.add(outcome.value)
+        elif isinstance(outcome.error, TaskError):
+            self.failures.append(outcome.error)
 
     def add(self, facts: Facts) -> None:
         self.files += 1
@@ -136,10 +145,18 @@ async def take_census(root: Path, limit: int) -> tuple[Totals, Progress]:
         files = source_files.to_thread(root)
         async with stream_tasks(examine, files, limit=limit, errors="collect") as outcomes:
             async for outcome in outcomes:
-                if outcome.value is not None:
-                    totals.add(outcome.value)
-                elif isinstance(outcome.error, TaskError):
-                    totals.failures.append(outcome.error)
+                totals.count(outcome)
+    return totals, progress
+
+
+def take_census_here(root: Path, limit: int, event_loop: Literal["asyncio", "trio"]) -> tuple[Totals, Progress]:
+    """The same from a plain script: an event loop is in the background for as long as the session is open."""
+    totals, progress = Totals(), Progress()
+    with session(name="census", event_loop=event_loop) as s:
+        s.watch(progress.follow)
+        files = list(source_files(root))
+        for outcome in map_tasks(examine, files, limit=limit, errors="collect"):
+            totals.count(outcome)
     return totals, progress
 
 
@@ -171,6 +188,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=STDLIB, help="folder (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=8, help="files at once (default: %(default)s)")
     parser.add_argument("--event-loop", choices=["asyncio", "trio"], default="asyncio")
+    parser.add_argument("--sync", action="store_true", help="as a plain script, with the event loop in the background")
     arguments = parser.parse_args()
     if not arguments.root.is_dir():
         parser.error(f"--root: there is no folder {str(arguments.root)!r}")
@@ -193,7 +211,10 @@ def main() -> None:
         f"{arguments.root}: Python {platform.python_version()}, {arguments.event_loop}, "
         f"{arguments.limit} files at once in threads"
     )
-    totals, progress = anyio.run(take_census, arguments.root, arguments.limit, backend=arguments.event_loop)
+    if arguments.sync:
+        totals, progress = take_census_here(arguments.root, arguments.limit, arguments.event_loop)
+    else:
+        totals, progress = anyio.run(take_census, arguments.root, arguments.limit, backend=arguments.event_loop)
     print_report(arguments.root, totals, progress)
 
 

@@ -64,9 +64,11 @@ async def test_the_census_retries_a_file_that_vanishes(
 
 
 @pytest.mark.parametrize("event_loop", ["asyncio", "trio"])
-def test_the_census_prints_its_table(library: Path, event_loop: str) -> None:
+@pytest.mark.parametrize("how", [[], ["--sync"]])
+def test_the_census_prints_its_table(library: Path, event_loop: str, how: list[str]) -> None:
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "stdlib_census.py"), *how]
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / "stdlib_census.py", "--root", library, "--event-loop", event_loop],
+        [*script, "--root", str(library), "--event-loop", event_loop],
         capture_output=True,
         text=True,
         check=False,

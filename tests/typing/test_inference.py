@@ -15,6 +15,7 @@ from daglite import (
     current_session,
     current_task,
     gather_tasks,
+    map_tasks,
     partition,
     session,
     stream_tasks,
@@ -22,7 +23,7 @@ from daglite import (
 )
 from daglite.events import Event, LogRecorded
 from daglite.plugins import LoggingPlugin, hook_impl
-from daglite.sessions import CallHandle, Session, Subscription
+from daglite.sessions import CallFuture, CallHandle, Session, Subscription, SyncSession
 from daglite.settings import Settings
 from daglite.tasks import AsyncStream, SyncStream
 
@@ -141,6 +142,36 @@ async def test_sessions() -> None:
         async with s.events(max_buffer=10, under=s.id) as events:
             assert_type(events.dropped, int)
             assert_type(events, Subscription)
+
+
+def test_sync_code() -> None:
+    with session(event_loop="asyncio") as s:
+        assert_type(s, SyncSession)
+        assert_type(fetch_again.from_thread("x"), bytes)
+        assert_type(rows.from_thread("x"), SyncStream[int])
+        assert_type(list(rows.from_thread("x")), list[int])
+        assert_type(Shop().sell.from_thread("pen"), float)
+        assert_type(s.start_soon(fetch_again, "x"), CallFuture[bytes])
+        assert_type(s.start_soon(load, "x").result(), int)
+        assert_type(s.start_soon(rows, "x").result(), list[int])
+        assert_type(s.start_service(lines, "x"), CallFuture[list[str]])
+        with s.events() as events:
+            assert_type(fetch_again.from_thread("x"), bytes)
+            assert_type(next(events), Event)
+        with s.bind() as bound:
+            assert_type(bound, SyncSession)
+    assert_type(map_tasks(fetch_again, ["x"]), list[bytes])
+    assert_type(map_tasks(load, ["x"], limit=2), list[int])
+    assert_type(map_tasks(rows, ["x"]), list[list[int]])
+    assert_type(map_tasks(lines, ["x"]), list[list[str]])
+    assert_type(map_tasks(fetch, ["x"], [1]), list[bytes])
+    assert_type(map_tasks(load, ["x"], errors="collect"), list[Outcome[int]])
+    assert_type(returned_from_a_session(), int)
+
+
+def returned_from_a_session() -> int:
+    with session():
+        return 1  # type checkers know that no error is swallowed
 
 
 async def test_plugins() -> None:
