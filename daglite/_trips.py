@@ -150,6 +150,7 @@ class Trip:
         self._ended = threading.Event()
         self._value: Any = NOT_GIVEN
         self._error: BaseException | None = None
+        self._cancellation: BaseException | None = None
         self._is_alone: bool = False  # in being cancelled: the thread is not
 
     def post(self, home: Home, name: str) -> None:
@@ -184,11 +185,12 @@ class Trip:
         self._set_out()
         try:
             run(self._run)
-        except BaseException:
-            # It was cancelled from outside; what that looks like depends on the event loop.
+        except BaseException as exc:
             if not self._ended.is_set():
                 self._finish()
                 raise
+            # It was cancelled from outside. Trio says so before the thread can find out.
+            self._cancellation = None if isinstance(exc, Exception) else exc
 
     def _set_out(self) -> None:
         if self._slot is not None:
@@ -233,8 +235,12 @@ class Trip:
             return self._value
         if self._is_alone:
             raise CallCancelledError(f"{self._what} was cancelled in the event loop")
-        check_cancelled()  # which knows what the event loop of a worker thread takes for a cancellation
-        raise ThreadCancelled(f"{self._what} was cancelled, as is all in this thread")
+        cancellation, self._cancellation = self._cancellation, None
+        try:
+            check_cancelled()  # which knows what the event loop of a worker thread takes for a cancellation
+            raise cancellation or ThreadCancelled(f"{self._what} was cancelled, as is all in this thread")
+        finally:
+            del cancellation
 
     def _wait_for(self, event: threading.Event) -> None:
         if self._loop is None:
