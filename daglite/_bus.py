@@ -122,6 +122,7 @@ class Subscription:
     def __enter__(self) -> Self:
         if in_event_loop():
             raise RuntimeError("`with` in an event loop's own thread: async with session.events() as events")
+        self._refuse_second()
         self._ready = threading.Event()
         try:
             self._bus.loop.call(self._enter)
@@ -150,7 +151,8 @@ class Subscription:
                 if not self._waiting:
                     if not self._open:
                         raise StopIteration from None
-                    self._bus.loop.wait(self._ready)
+                    if not self._bus.loop.wait(self._ready):
+                        raise StopIteration from None  # the event loop has ended, with all that could be told
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -186,8 +188,7 @@ class Subscription:
         Raises:
             RuntimeError: It was opened before.
         """
-        if self._used:
-            raise RuntimeError("a subscription can be entered once; session.events() makes another")
+        self._refuse_second()
         self._used = True
         if self._ready is None:
             self._send, self._receive = anyio.create_memory_object_stream[Any](1)
@@ -196,6 +197,10 @@ class Subscription:
             return
         self._open = True
         self._bus.add(self)
+
+    def _refuse_second(self) -> None:
+        if self._used:
+            raise RuntimeError("a subscription can be entered once; session.events() makes another")
 
     def _put(self, event: Event, call: Watched | None) -> None:
         """Keep an event, from any thread.

@@ -34,7 +34,6 @@ class CallFuture(Future[R]):
         self._session = session
         self._with_session = False  # it was cancelled
         handle._future = self
-        self.add_done_callback(self._cancel_call)
 
     @property
     def id(self) -> UUID:
@@ -65,18 +64,21 @@ class CallFuture(Future[R]):
                 raise
             raise ThreadCancelled("the session of this thread is cancelled") from None
 
+    def cancel(self) -> bool:
+        """Cancel the call, which ends at its next `await`; false if it has ended."""
+        is_cancelled = super().cancel()
+        if is_cancelled:
+            self._handle._loop.run(self._handle.cancel)
+        return is_cancelled
+
     def settle(self, value: Any, error: Exception | None, *, with_session: bool) -> None:
         """Let those know who wait for it; called once, in the event loop."""
         if error is None and value is NOT_GIVEN:
             self._with_session = with_session
-            self.cancel()
+            super().cancel()
             self.set_running_or_notify_cancel()
         elif self.set_running_or_notify_cancel():
             if error is None:
                 self.set_result(value)
             else:
                 self.set_exception(error)
-
-    def _cancel_call(self, _: Future[R]) -> None:
-        if self.cancelled():
-            self._handle._loop.run(self._handle.cancel)

@@ -71,7 +71,7 @@ class PumpedSteps(AsyncSteps):
         self._early: Request | None = None  # what has come of the generator between two steps
         self._is_over: bool = False  # the generator has ended
         self._finished = anyio.Event()  # and the pump has, too
-        self._stepped = anyio.Event()  # the step that runs has ended
+        self._stepped: anyio.Event | None = None  # the step has ended that ran when it was closed
         self._interrupted: BaseException | None = None
 
     is_pumped = True
@@ -101,6 +101,7 @@ class PumpedSteps(AsyncSteps):
             raise StopAsyncIteration
         self.enter(what)
         request = Request(self.within(make), is_plain=thrown is None)
+        cancellation: BaseException | None = None
         try:
             cancellation = await self._ask(request)
             failure, own = (None, None) if request.error is None else without_cancellation(request.error)
@@ -115,8 +116,10 @@ class PumpedSteps(AsyncSteps):
                 self.end(own)
                 raise CallCancelledError(f"stream {self.call.spec.label!r} was cancelled in its own task")
         finally:
+            failure = own = cancellation = request.error = None  # else a traceback would hold itself, by this frame
             self.busy = False
-            self._stepped.set()
+            if self._stepped is not None:
+                self._stepped.set()
         self.yielded()
         return request.item
 
@@ -176,6 +179,7 @@ class PumpedSteps(AsyncSteps):
         if self._scope is not None:
             self._scope.deadline = self._deadline
         if self.busy:  # with a step elsewhere, which then ends the stream
+            self._stepped = anyio.Event()
             self._cancel()
             return await self._until(self._stepped)
         request = Request(self.within(self.generator.aclose, is_last=True), is_plain=False)

@@ -164,7 +164,7 @@ class Threads:
             # Ours counts. That of an abandoned thread is free at once; Trio would keep it until the thread ends.
             self._uncounted = CapacityLimiter(math.inf)
             self.loop = Loop()
-        await limiter.acquire_on_behalf_of(work)
+        await acquire(limiter, work)
         work.threads, work.loop, work.has_place = self, self.loop, True
         try:
             self.stuck.refuse(work.name)
@@ -193,7 +193,7 @@ class Threads:
     async def take_place(self, work: Work) -> None:
         """Wait until it may run again. Whoever waits for a thread has no place, so that none waits for another."""
         assert self._limiter is not None
-        await self._limiter.acquire_on_behalf_of(work)
+        await acquire(self._limiter, work)
         work.has_place = True
         if work.given_up:  # in the meantime; it goes on, but is not counted among these any more
             self.give_place(work)
@@ -220,6 +220,14 @@ class Threads:
         # A value that arrives wins, also one that the thread has, and the event loop has not seen yet.
         if scope.cancelled_caught and work.abandon(self.stuck):
             raise AttemptTimeout(deadline)
+
+
+async def acquire(limiter: CapacityLimiter, work: Work) -> None:
+    """Wait for a place, but not for the event loop if there is one: who gets it is about to wait for a thread."""
+    try:
+        limiter.acquire_on_behalf_of_nowait(work)
+    except anyio.WouldBlock:
+        await limiter.acquire_on_behalf_of(work)
 
 
 # Not anyio's default limiter, whose tokens web frameworks hold for their sync endpoints: those that go back to the

@@ -225,22 +225,21 @@ class Trip:
             if not is_interrupted:
                 self._wait_for(self._ended)
             raise
+        if not self._ended.is_set():
+            raise SessionError(f"{self._what}: its event loop has ended in the meantime")
         error, self._error = self._error, None
+        cancellation, self._cancellation = self._cancellation, None
         try:
             if error is not None:
                 raise error
-        finally:
-            del error  # else its traceback, which holds this frame, would hold itself
-        if self._value is not NOT_GIVEN:
-            return self._value
-        if self._is_alone:
-            raise CallCancelledError(f"{self._what} was cancelled in the event loop")
-        cancellation, self._cancellation = self._cancellation, None
-        try:
+            if self._value is not NOT_GIVEN:
+                return self._value
+            if self._is_alone:
+                raise CallCancelledError(f"{self._what} was cancelled in the event loop")
             check_cancelled()  # which knows what the event loop of a worker thread takes for a cancellation
             raise cancellation or ThreadCancelled(f"{self._what} was cancelled, as is all in this thread")
         finally:
-            del cancellation
+            del error, cancellation  # else a traceback, which holds this frame, would hold itself
 
     def _wait_for(self, event: threading.Event) -> None:
         if self._loop is None:

@@ -6,7 +6,7 @@
     │   └── TaskGroupError      calls of a fan-out or session failed (also an ExceptionGroup)
     ├── BackendError            a backend cannot run a call
     ├── SessionError            a session was used when it is not open (also a RuntimeError)
-    └── CallCancelledError      a background call that is awaited was cancelled
+    └── CallCancelledError      a call was cancelled that somebody waits for who was not
 
 Cancellation, `KeyboardInterrupt`, `SystemExit` and `GeneratorExit` pass through as they are.
 
@@ -44,11 +44,11 @@ class DagliteError(Exception):
 
 
 class SessionError(DagliteError, RuntimeError):
-    """A session, or what belongs to it, was used outside the time in which it is open."""
+    """A session, or what belongs to it, was used outside the time in which it is open, or where it cannot be used."""
 
 
 class CallCancelledError(DagliteError):
-    """A background call that somebody waits for was cancelled. The one who waits was not."""
+    """A call that somebody waits for was cancelled, in the background or for a thread. The one who waits was not."""
 
 
 class BackendError(DagliteError):

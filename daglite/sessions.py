@@ -150,6 +150,8 @@ def session(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range.
+        SessionError: When it is entered: by `with` in an event loop's thread, or for a second time.
+        ImportError: When it is entered: the event loop is not installed.
     """
     if not isinstance(name, (str, NotGiven)):
         raise TypeError(f"session: name must be a str, not {name!r}")
@@ -178,6 +180,8 @@ def current_session() -> Session | None:
 
 class Session:
     """What `session()` opens: the owner of all that is started in it.
+
+    Its methods are for the tasks of its event loop, and for threads, in which it is a `SyncSession`.
 
     Leaving waits for the background calls, or cancels them if the body failed; then it cancels the services, closes the
     streams that are open, publishes `SessionEnded`, and gives the watchers `grace` seconds to take what waits for them.
@@ -470,11 +474,11 @@ class Session:
             kwargs: Its keyword arguments.
 
         Returns:
-            A handle to wait for the result with, or to cancel the call.
+            A handle to wait for the result with, or to cancel the call; in a thread a `CallFuture`.
 
         Raises:
             TypeError: The function does not take these arguments.
-            SessionError: The session is not open, or this is not its event loop's thread.
+            SessionError: The session is not open, or another event loop than its own runs in this thread.
         """
         return self._start(func, args, kwargs, is_service=False)
 
@@ -527,11 +531,11 @@ class Session:
             kwargs: Its keyword arguments.
 
         Returns:
-            A handle to wait for the result with, or to cancel the call sooner.
+            A handle to wait for the result with, or to cancel the call sooner; in a thread a `CallFuture`.
 
         Raises:
             TypeError: The function does not take these arguments.
-            SessionError: The session is not open, or this is not its event loop's thread.
+            SessionError: The session is not open, or another event loop than its own runs in this thread.
         """
         return self._start(func, args, kwargs, is_service=True)
 
@@ -669,7 +673,7 @@ class Session:
 
         Raises:
             TypeError: `under` is no id.
-            SessionError: The session was not entered, this is not its event loop's thread, or the call runs in the task
+            SessionError: The session was not entered, another event loop runs in this thread, or the call runs in the task
                 of whoever made it, and cannot be cancelled alone.
         """
         if under is not None and not isinstance(under, UUID):
@@ -704,7 +708,7 @@ class Session:
 
         Raises:
             TypeError: It is not a coroutine function.
-            SessionError: The session is not open, or this is not its event loop's thread.
+            SessionError: The session is not open, or another event loop than its own runs in this thread.
         """
         if not is_coroutine_function(consumer):
             raise TypeError(f"session {self.name!r}: watch() takes a coroutine function, not {consumer!r}")

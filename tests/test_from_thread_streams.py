@@ -513,6 +513,7 @@ async def test_a_step_that_waits_when_it_is_closed_elsewhere_finds_its_end(journ
         call = s.start_soon(task(consume))
         await journal.waits.wait()
         await in_thread(lambda: streams[0].close())
+        assert journal.said == ["cancelled", "cleaned up"]
         assert await call == [0]
         assert (s.stats().succeeded, s.stats().cancelled) == (3, 0)
     assert journal.said == ["cancelled", "cleaned up"]

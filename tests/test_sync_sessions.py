@@ -3,6 +3,8 @@
 import concurrent.futures
 import contextvars
 import importlib.util
+import os
+import sys
 import threading
 import time
 import warnings
@@ -10,11 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import anyio
+import anyio.to_thread
 import pytest
 from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
-from daglite import check_cancelled, current_session, current_task, session, task
+from daglite import check_cancelled, current_session, current_task, map_tasks, session, task
 from daglite._stays import Stay
 from daglite.events import SessionEnded, TaskFailed, TaskReported, TaskStarted, TaskSucceeded
 from daglite.exceptions import (
@@ -681,6 +684,64 @@ async def test_an_abandoned_thread_does_not_hold_the_session_up_that_it_has_open
                 await outer.to_thread()
             assert s.stats().running == 0
     gate.set()
+
+
+async def test_a_sync_endpoint_is_in_the_session_that_is_bound_for_its_request() -> None:
+    """As of a web framework, which runs it in a worker thread of anyio's."""
+
+    def endpoint(s: Any) -> int:
+        current: Any = current_session()
+        assert current is s
+        total: int = current.start_soon(double, 1).result()
+        return total + double.from_thread(2) + sum(map_tasks(double, [3, 4]))
+
+    async with session() as s:
+
+        async def request() -> None:
+            async with s.bind():
+                assert await anyio.to_thread.run_sync(endpoint, s) == 20
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(request)
+        assert s.stats().succeeded == 4
+
+
+def test_a_generator_may_hold_it(loop: EventLoop) -> None:
+    def numbers() -> Iterator[int]:
+        with session(event_loop=loop):
+            yield double.from_thread(1)
+            yield double.from_thread(2)
+
+    generator = numbers()
+    assert next(generator) == 2
+    generator.close()  # type: ignore[attr-defined]
+    assert list(numbers()) == [2, 4]
+    assert current_session() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks at will")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_fork_is_not_in_it_and_opens_its_own(loop: EventLoop) -> None:
+    def answer() -> int:
+        if current_session() is not None:
+            return 1
+        try:
+            double.from_thread(1)
+        except SessionError:
+            with session(event_loop=loop):
+                return 0 if double.from_thread(2) == 4 else 2
+        return 3
+
+    with session(event_loop=loop):
+        child = os.fork()
+        if child == 0:
+            code = 4
+            try:
+                code = answer()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert double.from_thread(1) == 2
 
 
 # Threads of one's own
