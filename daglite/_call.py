@@ -194,7 +194,7 @@ class Call:
             self.parent, self.slot = OUTSIDE, None
             self.home = home = OUTSIDE.home
         if home.leaving:
-            home.refuse(spec.label, self.parent)
+            home.refuse(f"task {spec.label!r} was called", self.parent)
         if not (spec.is_plain or spec.is_async or self.backend):
             self.refuse_to_block(spec.options.retry_delay if spec.retries else 0)
         if spec.retries:
@@ -210,7 +210,7 @@ class Call:
         next(books.begun)
         if home.closed:  # by now, in another thread, and what ran was given up before this did
             books.forget(self)
-            home.refuse(spec.label, self.parent)
+            home.refuse(f"task {spec.label!r} was called", self.parent)
         watcher = home.watcher
         try:
             if watcher is not None:

@@ -134,18 +134,21 @@ class Home:
         if self._aside is not None:
             self._aside.disown()
 
-    def refuse(self, task: str, position: Position) -> None:
-        """Raise if a session that is ending, or has ended, does not accept a call from there.
+    def refuse(self, what: str, position: Position) -> None:
+        """Raise if a session that is ending, or has ended, accepts nothing more from there.
+
+        Args:
+            what: What is refused, for messages: `"task 'a' was called"`.
+            position: Where it comes from.
 
         Raises:
             SessionError: It does not.
         """
         if self.closed:
-            raise SessionError(f"task {task!r} was called in session {self.name!r}, which has ended")
+            raise SessionError(f"{what} in session {self.name!r}, which has ended")
         if self.leaving and not position.accepted:
             raise SessionError(
-                f"task {task!r} was called in session {self.name!r}, which is ending: only calls that run already "
-                f"may make others"
+                f"{what} in session {self.name!r}, which is ending: only calls that run already may make others"
             )
 
 

@@ -111,7 +111,7 @@ class FanOut:
         self._failures = Failures()
         self._grace = position.home.settings.grace
         if position.home.leaving:
-            position.home.refuse(self.task.name, position)
+            position.home.refuse(f"task {self.task.name!r} was called", position)
 
     async def run(self, keep: Callable[[int, Any, Exception | None], None]) -> None:
         """Make the calls, from the first item to the last, and wait for them.

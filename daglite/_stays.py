@@ -12,6 +12,7 @@ from anyio import get_cancelled_exc_class
 
 from ._context import here
 from ._failures import is_cancellation
+from ._log import logger
 from ._slots import Slot, ThreadCancelled
 from ._trips import Trip
 
@@ -62,13 +63,14 @@ class Stay(Trip):
         loop = home.books.loop if is_inner and home.books is not None else None
         super().__init__(f"session {name!r}", self._stay, loop, outer)
         self._holder = None  # its code goes on in the thread
-        self.slot: Slot | None = None  # of the thread, once it is in the session
+        self._inside: Slot | None = None  # of the thread, once it is in the session
         self._name = name
         self._session = session
         self._event_loop = event_loop or "asyncio"
         self._home = home if is_inner else None
         self._thread: threading.Thread | None = None
         self._entered: bool = False
+        self._is_cancelled: bool = False
         self._ready = threading.Event()  # it has entered, or will not
         self._leaving = anyio.Event()
         self._left: bool = False
@@ -83,7 +85,7 @@ class Stay(Trip):
         """Enter the session, or raise what that raises."""
         try:
             if self._home is not None:
-                self.post(self._home, self._what)
+                self.post(self._home, self._what, f"{self._what} was entered")
             else:
                 # A daemon: who interrupts the wait for it a second time is not to wait for it all the same.
                 target, name = copy_context().run, f"{self._what}: {self._event_loop}"
@@ -96,6 +98,12 @@ class Stay(Trip):
             raise
         if not self._entered:
             self.end(None)
+
+    def watch_over(self, inside: Slot) -> None:
+        """Let the thread, which is in the session now, notice if that is cancelled."""
+        self._inside = inside
+        if self._is_cancelled:  # already
+            inside.let_notice()
 
     def end(self, exc: BaseException | None) -> bool:
         """Leave the session.
@@ -144,7 +152,10 @@ class Stay(Trip):
         try:
             anyio.run(self._run, backend=self._event_loop)
         except BaseException as exc:
-            self._error = self._error or exc
+            if self.has_ended:
+                logger().error("the event loop of %s failed to end", self._what, exc_info=exc)
+            else:
+                self._error = exc
         finally:
             self._finish()
 
@@ -160,7 +171,8 @@ class Stay(Trip):
             await self._until_left()
             exc = self._body
             if exc is None or not (isinstance(exc, ThreadCancelled) or is_cancellation(exc)):
-                return bool(await self._session.__aexit__(type(exc), exc, exc.__traceback__ if exc else None))
+                kind, traceback = (None, None) if exc is None else (type(exc), exc.__traceback__)
+                return bool(await self._session.__aexit__(kind, exc, traceback))
             # It is the thread that was cancelled: with this session, as the event loop knows, or by something else.
             is_own = self._session._is_cancelled()
             self._session.cancel()
@@ -176,7 +188,8 @@ class Stay(Trip):
         try:
             await self._leaving.wait()
         except get_cancelled_exc_class():
-            if self.slot is not None:
-                self.slot.let_notice()
+            self._is_cancelled = True
+            if self._inside is not None:
+                self._inside.let_notice()
             with anyio.CancelScope(shield=True):  # what the session owns ends now, but not the code that is in it
                 await self._leaving.wait()

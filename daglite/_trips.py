@@ -77,7 +77,7 @@ def find_way(what: str, name: str, instead: str) -> Way | None:
     home = position.home
     slot = position.slot if isinstance(position.slot, Slot) else None
     if home.books is not None and (slot is None or not slot.given_up):
-        home.refuse(name, position)  # before it is asked of an event loop that may be gone
+        home.refuse(f"task {name!r} was called", position)  # before it is asked of an event loop that may be gone
     is_own = slot is not None and slot.is_here()
     # Of a thread that is not ours only anyio, or Trio, knows which task waits for it, with its cancellation.
     run = None if is_own and home.start_soon is not None else way_back()
@@ -116,7 +116,7 @@ class Way:
         """
         trip = Trip(what, func, self._loop, self._slot)
         if self._run is None:
-            trip.post(self._home, name)
+            trip.post(self._home, name, f"task {name!r} was called")
         else:
             trip.take(self._run)
         return trip.result()  # type: ignore[no-any-return]
@@ -153,12 +153,13 @@ class Trip:
         self._cancellation: BaseException | None = None
         self._is_alone: bool = False  # in being cancelled: the thread is not
 
-    def post(self, home: Home, name: str) -> None:
+    def post(self, home: Home, name: str, refused: str) -> None:
         """Let it run in the task group of a session.
 
         Args:
             home: The session.
-            name: What the task of the event loop is called, and messages that refuse it.
+            name: What the task of the event loop is called.
+            refused: What messages say of it that refuse it.
 
         Raises:
             SessionError: The event loop has ended.
@@ -167,13 +168,13 @@ class Trip:
         self._set_out()
         context = copy_context()
         self._loop.enter(context)
-        if not self._loop.post(context.run, self._start, home, name):
+        if not self._loop.post(context.run, self._start, home, name, refused):
             self._finish()
             raise SessionError(f"{self._what} is in session {home.name!r}, which has ended with its event loop")
 
-    def _start(self, home: Home, name: str) -> None:
+    def _start(self, home: Home, name: str, refused: str) -> None:
         try:
-            home.refuse(name, here())
+            home.refuse(refused, here())
             assert home.start_soon is not None
             home.start_soon(self._run, name=name)
         except SessionError as exc:

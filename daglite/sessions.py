@@ -239,8 +239,11 @@ class Session:
         try:
             self._binding = self.bind()
             self._binding.__enter__()
-            self._stay.slot = self._binding._slot
+            assert self._binding._slot is not None
+            self._stay.watch_over(self._binding._slot)
         except BaseException as interrupt:
+            if self._binding.is_here():
+                self._binding.__exit__(None, None, None)
             self._stay.end(interrupt)
             raise
         return cast("SyncSession", self)  # the same, whose methods do otherwise in a thread

@@ -831,12 +831,20 @@ def test_events_are_iterated_over_as_they_come(loop: EventLoop) -> None:
 
 
 def test_events_of_one_call(loop: EventLoop) -> None:
+    begun = threading.Event()
+
+    @task
+    async def wait() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
     with session(event_loop=loop) as s:
-        call = s.start_soon(hang)
+        call = s.start_soon(wait)
+        assert begun.wait(20)
         with s.events(under=call.id) as events:
             double.from_thread(1)
             call.cancel()
-            assert [type(event).__name__ for event in (next(events),)] == ["TaskCancelled"]
+            assert type(next(events)).__name__ == "TaskCancelled"
 
 
 def test_in_another_thread_they_end_when_the_session_begins_to(loop: EventLoop) -> None:
@@ -952,3 +960,40 @@ def test_the_tree_says_where_a_call_is(loop: EventLoop) -> None:
     lines = trees[0].splitlines()
     assert lines[1].startswith("└─ outer: in a thread")
     assert lines[2].startswith("   └─ look: running")
+
+
+def test_an_inner_session_is_refused_by_one_that_is_ending(loop: EventLoop) -> None:
+    refused: list[str] = []
+
+    async def follow(events: Subscription) -> None:
+        async for _ in events:
+            pass
+
+    with session(name="outer", event_loop=loop) as s:
+        context = contextvars.copy_context()
+        go_on = anyio.Event()
+
+        @task
+        async def wait() -> None:
+            await go_on.wait()
+
+        s.watch(follow)
+        s.start_soon(wait)
+        thread = threading.Thread(target=lambda: refused.append(context.run(enter_late)))
+
+        def enter_late() -> str:
+            while "leaving" not in repr(s):
+                time.sleep(0.001)
+            try:
+                with session(name="inner"):
+                    return "entered"
+            except SessionError as error:
+                return str(error)
+            finally:
+                s._bus.loop.run(go_on.set)  # type: ignore[attr-defined]
+
+        thread.start()
+    thread.join(20)
+    assert refused == [
+        "session 'inner' was entered in session 'outer', which is ending: only calls that run already may make others"
+    ]
