@@ -166,6 +166,11 @@ class Binding(Generic[S]):
         """Whether this is the thread that has entered it."""
         return self._slot is not None and self._slot.is_here()
 
+    def let_notice(self) -> None:
+        """Let the code in it notice that the session is cancelled."""
+        if self._slot is not None:
+            self._slot.let_notice()
+
     def _begin(self, owner: str, slot: Slot | None = None) -> None:
         if self._used:
             raise self._refused("it was entered before, and can be once: bind() makes another")

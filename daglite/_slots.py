@@ -339,7 +339,8 @@ def check_cancelled() -> None:
     """End a function in a thread whose caller does not wait for it any more: call it now and then.
 
     A thread without a deadline is waited for, also when its caller is cancelled; a thread past its deadline goes on by
-    itself. This is how either ends sooner. Outside of worker threads it does nothing.
+    itself. This is how either ends sooner, and how code in `with session()` hears that the session is cancelled.
+    Elsewhere it does nothing.
 
     Raises:
         BaseException: The caller was cancelled, or the time was up. Let it through: like a cancellation it is no

@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 import threading
 from contextvars import copy_context
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio import get_cancelled_exc_class
 
+from ._bindings import Binding
 from ._context import here
+from ._eventloop import in_event_loop
 from ._failures import is_cancellation
 from ._log import logger
 from ._slots import Slot, ThreadCancelled
 from ._trips import Trip
+from .exceptions import SessionError
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 __all__ = ["Stay"]
 
@@ -22,7 +28,11 @@ __all__ = ["Stay"]
 class Stays(Protocol):
     """A session, as the event loop sees it."""
 
-    def _is_cancelled(self) -> bool: ...
+    def _was_cancelled(self) -> bool: ...
+
+    def bind(self) -> Binding[Any]:
+        """Make it current in a thread."""
+        ...
 
     def cancel(self) -> Any:
         """Cancel it."""
@@ -63,7 +73,7 @@ class Stay(Trip):
         loop = home.books.loop if is_inner and home.books is not None else None
         super().__init__(f"session {name!r}", self._stay, loop, outer)
         self._holder = None  # its code goes on in the thread
-        self._inside: Slot | None = None  # of the thread, once it is in the session
+        self._binding: Binding[Any] | None = None  # of the thread to the session
         self._name = name
         self._session = session
         self._event_loop = event_loop or "asyncio"
@@ -81,8 +91,66 @@ class Stay(Trip):
         """Whether nothing of it is left."""
         return self._ended.is_set()
 
-    def begin(self) -> None:
-        """Enter the session, or raise what that raises."""
+    @property
+    def settings(self) -> Settings | None:
+        """Those of the session around, which another event loop would not see."""
+        home = here().home
+        return None if home.session is None else home.settings
+
+    def enter(self) -> None:
+        """Enter the session, and make it current in this thread.
+
+        Raises:
+            SessionError: An event loop runs in this thread.
+            BaseException: What it raises that goes wrong.
+        """
+        if in_event_loop():
+            raise SessionError(
+                f"{self._what}: `with` in an event loop's own thread, which it would block; use `async with`"
+            )
+        self._begin()
+        binding = self._binding = self._session.bind()
+        try:
+            binding.__enter__()
+            if self._is_cancelled:  # by now
+                binding.let_notice()
+        except BaseException as interrupt:
+            if binding.is_here():
+                binding.__exit__(None, None, None)
+            self._end(interrupt)
+            raise
+
+    def leave(self, exc: BaseException | None) -> bool:
+        """Leave the session, in the thread that has entered it.
+
+        Args:
+            exc: What the thread's code has come to.
+
+        Returns:
+            Whether that is dealt with: it was the cancellation of the session itself.
+
+        Raises:
+            SessionError: It is not to be left here, or not yet.
+            BaseException: What the session has come to, if that is something else.
+        """
+        binding = self._checked_binding()
+        try:
+            try:
+                binding.__exit__(None, None, None)
+            except BaseException as interrupt:  # in a stream that was closed
+                exc = interrupt
+                self._end(exc)
+                raise
+            return self._end(exc)
+        except BaseException:
+            # Python raises a `KeyboardInterrupt` anywhere, also while nothing waits for the event loop.
+            if not self.has_ended and not self.was_interrupted:
+                self._give_up()
+            raise
+        finally:
+            del exc  # else its traceback, which holds this frame, would hold itself
+
+    def _begin(self) -> None:
         try:
             if self._home is not None:
                 self.post(self._home, self._what, f"{self._what} was entered")
@@ -94,29 +162,34 @@ class Stay(Trip):
             self._wait_for(self._ready)
         except BaseException as interrupt:
             if not self.has_ended and (self._thread is None or self._thread.is_alive()):
-                self.end(interrupt)
+                self._end(interrupt)
             raise
         if not self._entered:
-            self.end(None)
+            self._end(None)
 
-    def watch_over(self, inside: Slot) -> None:
-        """Let the thread, which is in the session now, notice if that is cancelled."""
-        self._inside = inside
-        if self._is_cancelled:  # already
-            inside.let_notice()
+    def _checked_binding(self) -> Binding[Any]:
+        """That of this thread, or an error before anything is undone."""
+        own = self._binding
+        if own is None or own.ended:
+            raise SessionError(f"{self._what} was left, and is not entered, or was left before")
+        if not own.is_here():
+            self._session.cancel()  # what it owns is not to go on without it
+            raise SessionError(
+                f"{self._what} was left in another thread than it was entered in, and is cancelled: keep both in one "
+                f"thread, and enter it in others with `with s.bind()`"
+            )
+        position = here()
+        inner, binding = position.home.session, position.root.binding
+        opened = None
+        if isinstance(binding, Binding) and binding is not own and binding.is_here() and not binding.ended:
+            opened = "bind() of it" if inner is self._session else f"session {position.home.name!r}"
+        if opened is not None:
+            text = f"{self._what} was left before {opened}, which the same thread has entered since"
+            raise SessionError(f"{text}: leave that first")
+        return own
 
-    def end(self, exc: BaseException | None) -> bool:
-        """Leave the session.
-
-        Args:
-            exc: What the thread's code has come to.
-
-        Returns:
-            Whether that is dealt with: it was the cancellation of the session itself.
-
-        Raises:
-            BaseException: What the session has come to, if that is something else.
-        """
+    def _end(self, exc: BaseException | None) -> bool:
+        """Leave the session in the event loop; the arguments and all else are those of `leave`."""
         self._body = exc
         try:
             self._leave()
@@ -125,7 +198,7 @@ class Stay(Trip):
             self._body = exc = None  # else its traceback, which holds this frame, would hold itself
             self._join()
 
-    def give_up(self) -> None:
+    def _give_up(self) -> None:
         """Cancel the session and leave it, whatever that comes to: the thread was interrupted."""
         self.cancel()
         self._leave()
@@ -174,7 +247,7 @@ class Stay(Trip):
                 kind, traceback = (None, None) if exc is None else (type(exc), exc.__traceback__)
                 return bool(await self._session.__aexit__(kind, exc, traceback))
             # It is the thread that was cancelled: with this session, as the event loop knows, or by something else.
-            is_own = self._session._is_cancelled()
+            is_own = self._session._was_cancelled()
             self._session.cancel()
             await self._session.__aexit__(None, None, None)
             return is_own
@@ -189,7 +262,7 @@ class Stay(Trip):
             await self._leaving.wait()
         except get_cancelled_exc_class():
             self._is_cancelled = True
-            if self._inside is not None:
-                self._inside.let_notice()
+            if self._binding is not None:
+                self._binding.let_notice()
             with anyio.CancelScope(shield=True):  # what the session owns ends now, but not the code that is in it
                 await self._leaving.wait()

@@ -21,7 +21,7 @@ from ._bindings import Binding, Bindings
 from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
 from ._children import Children
-from ._context import OPEN, Home, Position, Root, here, reset, set_current, whereabouts
+from ._context import OPEN, Home, Position, Root, reset, set_current, whereabouts
 from ._ending import Ending
 from ._eventloop import Loop, LoopEnded, in_event_loop, running_task
 from ._failures import Failures, is_cancellation
@@ -225,48 +225,22 @@ class Session:
 
     def __enter__(self) -> SyncSession:
         self._check_new()
-        if in_event_loop():
-            raise SessionError(
-                f"session {self.name!r}: `with` in an event loop's own thread, which it would block; use `async with`"
-            )
         from ._stays import Stay  # most programs are in an event loop
 
-        position = here()
-        if position.home.session is not None and isinstance(self._base, NotGiven):
-            self._base = position.home.settings  # which another event loop would not see
-        self._stay = Stay(self.name, self, self._event_loop)
-        self._stay.begin()
-        try:
-            self._binding = self.bind()
-            self._binding.__enter__()
-            assert self._binding._slot is not None
-            self._stay.watch_over(self._binding._slot)
-        except BaseException as interrupt:
-            if self._binding.is_here():
-                self._binding.__exit__(None, None, None)
-            self._stay.end(interrupt)
-            raise
+        stay = Stay(self.name, self, self._event_loop)
+        if isinstance(self._base, NotGiven):
+            self._base = stay.settings or NOT_GIVEN
+        self._stay = stay
+        stay.enter()
         return cast("SyncSession", self)  # the same, whose methods do otherwise in a thread
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:  # with a plain bool type checkers take it for one that swallows errors
-        self._check_leaving_thread()
-        stay = self._stay
-        assert stay is not None
         try:
-            try:
-                self._binding.__exit__(None, None, None)
-            except BaseException as interrupt:  # in a stream that was closed
-                exc = interrupt
-                stay.end(exc)
-                raise
-            return stay.end(exc)
-        except BaseException:
-            # Python raises a `KeyboardInterrupt` anywhere, also while nothing waits for the event loop.
-            if not stay.has_ended and not stay.was_interrupted:
-                stay.give_up()
-            raise
+            if self._stay is None:
+                raise SessionError(f"session {self.name!r} was left, and is not entered")
+            return self._stay.leave(exc)
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
 
@@ -369,31 +343,12 @@ class Session:
         finally:
             del error, own, exc, cancellation  # else its traceback, which holds this frame, would hold itself
 
-    def _is_cancelled(self) -> bool:
+    def _was_cancelled(self) -> bool:
         return self._group.cancel_scope.cancel_called
 
     def _check_new(self) -> None:
         if self._state != "new":
             raise SessionError(f"session {self.name!r} was entered before; session() makes another")
-
-    def _check_leaving_thread(self) -> None:
-        """Raise if it is not to be left in this thread, or not yet: before anything of it is undone."""
-        if self._stay is None or self._binding.ended:
-            raise SessionError(f"session {self.name!r} was left, and is not entered, or was left before")
-        if not self._binding.is_here():
-            self._bus.loop.run(self._group.cancel_scope.cancel)
-            raise SessionError(
-                f"session {self.name!r} was left in another thread than it was entered in, and is cancelled: keep both in "
-                f"one thread, and enter it in others with `with s.bind()`"
-            )
-        position = here()
-        inner, binding = position.home.session, position.root.binding
-        opened = None
-        if inner is not self and isinstance(inner, Session) and inner._stay is not None and inner._is_inside(self):
-            opened = f"session {inner.name!r}" if inner._binding.is_here() else None
-        elif isinstance(binding, Binding) and binding is not self._binding and binding.is_here() and not binding.ended:
-            opened = "bind() of it"
-        self._refuse_leaving_before(opened, "thread")
 
     def _check_leaving(self) -> None:
         """Raise if it is not to be left here: before anything of it is undone."""
@@ -414,11 +369,8 @@ class Session:
             opened = "bind() of it"
         elif inner is not self and isinstance(inner, Session) and inner._task is self._task and inner._is_inside(self):
             opened = f"session {inner.name!r}"
-        self._refuse_leaving_before(opened, "task")
-
-    def _refuse_leaving_before(self, opened: str | None, where: str) -> None:
         if opened is not None:
-            text = f"session {self.name!r} was left before {opened}, which the same {where} has entered since"
+            text = f"session {self.name!r} was left before {opened}, which the same task has entered since"
             raise SessionError(f"{text}: leave that first")
 
     def _is_inside(self, other: Session) -> bool:
