@@ -411,6 +411,43 @@ async def test_a_cancellation_is_neither_retried_nor_an_error_of_the_thread(insi
     assert attempts == [1]
 
 
+async def test_a_cancellation_that_comes_as_an_error_of_a_portal_is_one_all_the_same() -> None:
+    begun = anyio.Event()
+    attempts: list[int] = []
+    heard: list[BaseException] = []
+    portals: list[from_thread.BlockingPortal] = []
+
+    async def wait() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async def call() -> None:
+        async with from_thread.BlockingPortal() as portal:
+            portals.append(portal)
+            await outer.to_thread()
+
+    @task(retries=3)
+    def inner() -> None:
+        attempts.append(1)
+        portals[0].call(wait)  # which raises an `Exception` when it is cancelled
+
+    @task(retries=3)
+    def outer() -> None:
+        try:
+            inner()
+        except BaseException as exc:
+            heard.append(exc)
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await begun.wait()
+        group.cancel_scope.cancel()
+    assert attempts == [1]
+    assert len(heard) == 1
+    assert not isinstance(heard[0], Exception)
+
+
 @pytest.mark.parametrize("shield", [True, False])
 async def test_in_a_cancelled_thread_only_what_is_shielded_still_runs(shield: bool) -> None:
     hang = Hang()
