@@ -16,7 +16,7 @@ from . import _checks
 from ._context import whereabouts
 from ._failures import Failures, without_cancellation
 from ._protocols import Backend
-from .tasks import Task, as_task
+from .tasks import AsyncStream, Task, as_task
 
 __all__ = ["FanOut"]
 
@@ -63,6 +63,8 @@ class Sources:
 def _iterator(where: str, number: int, iterable: Any) -> Iterator[Any] | AsyncIterator[Any]:
     if hasattr(iterable, "__aiter__"):
         asynchronous: AsyncIterator[Any] = iterable.__aiter__()
+        if isinstance(asynchronous, AsyncStream):
+            asynchronous._steps.is_owned = True  # it is closed here
         return asynchronous
     try:
         synchronous: Iterator[Any] = iter(iterable)

@@ -24,6 +24,7 @@ class Options:
     retry_on: RetryOn
     retry_delay: float
     timeout: float | None
+    pump: bool
     backend: str | None
     wrap_errors: bool
 
@@ -45,6 +46,7 @@ def checked_options(
     retry_on: Any,
     retry_delay: Any,
     timeout: Any,
+    pump: Any,
     backend: Any,
     wrap_errors: Any,
 ) -> Options:
@@ -65,6 +67,7 @@ def checked_options(
         retry_on=_checked_retry_on(where, retry_on),
         retry_delay=_checks.finite(f"{where}: retry_delay", retry_delay, least=0),
         timeout=None if timeout is None else _checks.finite(f"{where}: timeout", timeout, least=0, above=True),
+        pump=_checked_pump(where, pump, function),
         backend=_checked_backend(where, backend, timeout, function),
         wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
@@ -81,6 +84,15 @@ def _refuse_for_streams(where: str, **given: Any) -> None:
             if option != "timeout":
                 remedy = "a stream cannot start over; retry inside it, or in the task that consumes it"
             raise ValueError(f"{where} is a generator: {option}={value!r} does not apply to streams; {remedy}")
+
+
+def _checked_pump(where: str, pump: Any, function: Function) -> bool:
+    if _checks.flag(f"{where}: pump", pump) and not (function.is_generator and function.is_async):
+        remedy = "has no stream to pump"
+        if function.is_generator:
+            remedy = "is a sync generator; to step it in a thread of its own use to_thread()"
+        raise ValueError(f"{where}: pump=True is for async generators, and this {remedy}")
+    return pump  # type: ignore[no-any-return]
 
 
 def _checked_name(name: Any, function: Function) -> str:

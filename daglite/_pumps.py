@@ -16,7 +16,7 @@ import anyio
 from anyio import get_cancelled_exc_class
 
 from ._call import Call
-from ._context import Owner, here
+from ._context import Owner, here, whereabouts
 from ._eventloop import Loop
 from ._failures import without_cancellation
 from ._log import logger
@@ -92,6 +92,7 @@ class PumpedSteps(AsyncSteps):
 
     def belong_to(self, owner: Owner) -> None:
         """Be closed by a thread, outside of sessions."""
+        self.is_owned = True
         self._binding = owner
         owner.streams[self] = None
 
@@ -99,6 +100,8 @@ class PumpedSteps(AsyncSteps):
         """Take a step; the arguments are those of `AsyncSteps.run`. A step that is cancelled cancels the generator."""
         if self.ended:
             raise StopAsyncIteration
+        if self.context is None:
+            self._check_owner()
         self.enter(what)
         request = Request(self.within(make), is_plain=thrown is None)
         cancellation: BaseException | None = None
@@ -109,7 +112,7 @@ class PumpedSteps(AsyncSteps):
                 self.end(None, closed=True)  # elsewhere
                 raise cancellation or StopAsyncIteration
             if failure is not None:
-                raise self.left(failure, thrown)
+                raise self.left(passed_through(failure, thrown), thrown)
             if cancellation is not None:
                 raise self.left(cancellation)
             if own is not None:  # by `Task.cancel`, say: nobody here is being cancelled
@@ -123,24 +126,21 @@ class PumpedSteps(AsyncSteps):
         self.yielded()
         return request.item
 
-    async def aclose(self) -> None:
-        """Close the generator: it has `grace` seconds for that. Who comes second waits for the first."""
-        if self._closing is not None:
-            await self._closing.wait()
-        if self.ended:
+    def _check_owner(self) -> None:
+        """Raise if nobody would close it.
+
+        Raises:
+            RuntimeError: Nobody would.
+        """
+        if self.is_owned or whereabouts().home.books is not None:
             return
-        if self.context is None:
-            await self.generator.aclose()  # it was never begun: nothing of it runs
-            self.ended = True
-            return
-        self._closing = anyio.Event()
-        self.closing = True
-        try:
-            cancellation = await self._close()
-        finally:
-            self._closing.set()
-        if cancellation is not None:
-            raise cancellation
+        raise RuntimeError(
+            f"stream {self.call.spec.label!r} lives in a task of its own, and was stepped outside of sessions, where nothing "
+            f"would close it; write: async with {self.call.spec.function.name}(...) as items"
+        )
+
+    def _begin_close(self) -> None:
+        self.closing = True  # also while a step of it runs elsewhere
 
     def close_now(self) -> None:
         """Close the generator, for a thread."""
@@ -168,8 +168,14 @@ class PumpedSteps(AsyncSteps):
             self._request = request
             self._wanted.set()
 
-    async def _close(self) -> BaseException | None:
-        """Have the pump close the generator.
+    async def _close(self) -> None:
+        """Have the pump close the generator, which has `grace` seconds for that."""
+        cancellation = await self._close_in_pump()
+        if cancellation is not None:
+            raise cancellation
+
+    async def _close_in_pump(self) -> BaseException | None:
+        """The same.
 
         Returns:
             The native cancellation that came in the meantime; anyio's does not get in.
@@ -212,6 +218,7 @@ class PumpedSteps(AsyncSteps):
         self._cancelled = True
         if self._scope is not None:
             self._scope.cancel()
+        self._wanted.set()  # it may wait inside a scope of the generator that is shielded
 
     async def _pump(self) -> None:
         """The task of the generator. What it raises is for those who ask; it opens one scope, and nothing else."""
@@ -241,8 +248,9 @@ class PumpedSteps(AsyncSteps):
             return
         request, self._request = self._request, None
         self._wanted = anyio.Event()
-        assert request is not None
-        if self._early is not None and request.is_plain:
+        if request is None:  # it is cancelled
+            pass
+        elif self._early is not None and request.is_plain:
             self._hand_over(request)
         else:
             self._early = None
@@ -283,6 +291,14 @@ class PumpedSteps(AsyncSteps):
             if isinstance(exc, get_cancelled_exc_class()):
                 self._interrupted = exc
             return NOT_GIVEN, exc
+
+
+def passed_through(failure: BaseException, thrown: BaseException | None) -> BaseException:
+    """How a generator was left into which an error was thrown: a task group that it went through made a group of it."""
+    if thrown is not None and isinstance(failure, BaseExceptionGroup):
+        rest = failure.split(lambda exc: exc is thrown)[1]
+        return thrown if rest is None else failure
+    return failure
 
 
 class FromThreadSteps:

@@ -24,6 +24,7 @@ class Spec:
         self.retries: int = options.retries
         self.timeout: float | None = options.timeout
         self.is_plain: bool = self.timeout is None and not self.retries
+        self.is_pumped: bool = options.pump
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
         self.description: str | None = options.description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from types import coroutine
@@ -15,7 +16,7 @@ from ._log import logger
 from ._protocols import Surroundings
 from .exceptions import SessionError
 
-__all__ = ["AsyncSteps", "Steps", "SyncSteps"]
+__all__ = ["AsyncSteps", "AwaitedSteps", "Steps", "SyncSteps"]
 
 
 class Steps:
@@ -41,6 +42,7 @@ class Steps:
 
     in_thread: bool = False  # of its own
     is_pumped: bool = False  # it is in a task of its own, where it can be closed from any thread's session
+    is_owned: bool = False  # whoever steps it closes it
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__next__, generator.send, generator.throw
@@ -158,12 +160,44 @@ class Steps:
         return self.context.run(self.call.end, exc, closed=closed)
 
 
-class AsyncSteps(Steps):
-    """An async generator, stepped in the consumer's task."""
+class AwaitedSteps(Steps):
+    """A generator whose steps, and whose close, are awaited."""
 
     def __init__(self, call: Call, generator: Any) -> None:
         super().__init__(call, generator)
         self._closing: anyio.Event | None = None
+
+    async def aclose(self) -> None:
+        """Close the generator; who comes second waits for the first."""
+        if self._closing is not None:
+            await self._closing.wait()
+        if self.ended:
+            return
+        if self.context is None:
+            await self._discard()
+            self.ended = True
+            return
+        self._begin_close()
+        self._closing = anyio.Event()
+        try:
+            await self._close()
+        finally:
+            self._closing.set()
+
+    @abstractmethod
+    async def _discard(self) -> None:
+        """Close the generator, of which nothing has run."""
+
+    def _begin_close(self) -> None:
+        self.enter("closed")
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close the generator, and end the stream."""
+
+
+class AsyncSteps(AwaitedSteps):
+    """An async generator, stepped in the consumer's task."""
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__anext__, generator.asend, generator.athrow
@@ -188,27 +222,19 @@ class AsyncSteps(Steps):
         self.yielded()
         return item
 
-    async def aclose(self) -> None:
-        """Close the generator; who comes second waits for the first."""
-        if self._closing is not None:
-            await self._closing.wait()
-        if self.ended:
-            return
-        if self.context is None:
-            await self.generator.aclose()  # it was never begun: nothing of it runs
-            self.ended = True
-            return
-        context = self.enter("closed")
-        self._closing = anyio.Event()
+    async def _discard(self) -> None:
+        await self.generator.aclose()
+
+    async def _close(self) -> None:
+        assert self.context is not None
         try:
-            await in_context(context, self.within(self.generator.aclose, is_last=True)())
+            await in_context(self.context, self.within(self.generator.aclose, is_last=True)())
         except BaseException as exc:
             raise self.left(exc)
         else:
             self.end(None, closed=True)
         finally:
             self.busy = False
-            self._closing.set()
 
     def drop(self) -> None:
         """Nobody can step it any more."""

@@ -68,6 +68,7 @@ class AsyncStream(Generic[R_co]):
         await self._steps.aclose()
 
     async def __aenter__(self) -> Self:
+        self._steps.is_owned = True
         self._steps.open()
         return self
 

@@ -17,7 +17,7 @@ from ._call import Call
 from ._eventloop import Loop, context_for_thread
 from ._log import logger
 from ._slots import Slot, ThreadCancelled
-from ._steps import Steps
+from ._steps import AwaitedSteps
 from ._threads import ENDLESS
 
 __all__ = ["ThreadSteps"]
@@ -59,7 +59,7 @@ class Reply:
         return None
 
 
-class ThreadSteps(Steps):
+class ThreadSteps(AwaitedSteps):
     """A generator, stepped in a thread of its own by whoever awaits an item."""
 
     in_thread = True
@@ -67,7 +67,6 @@ class ThreadSteps(Steps):
     def __init__(self, call: Call, generator: Any) -> None:
         super().__init__(call, generator)
         self._requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]] = queue.SimpleQueue()
-        self._closing: anyio.Event | None = None
 
     def open(self) -> Context:
         """Begin the call, and its thread."""
@@ -114,18 +113,10 @@ class ThreadSteps(Steps):
         self.yielded()
         return reply.item
 
-    async def aclose(self) -> None:
-        """Close the generator and end its thread; who comes second waits for the first."""
-        if self._closing is not None:
-            await self._closing.wait()
-        if self.ended:
-            return
-        if self.context is None:
-            self.generator.close()  # it was never begun: nothing of it runs
-            self.ended = True
-            return
-        self.enter("closed")
-        self._closing = anyio.Event()
+    async def _discard(self) -> None:
+        self.generator.close()
+
+    async def _close(self) -> None:
         try:
             reply, cancellation = await self._ask(self.within(self.generator.close, is_last=True))
             self._dismiss()
@@ -136,7 +127,6 @@ class ThreadSteps(Steps):
                 raise cancellation
         finally:
             self.busy = False
-            self._closing.set()
 
     async def _cancelled(self, cancellation: BaseException) -> BaseException:
         """Close the generator, and end the stream as cancelled."""

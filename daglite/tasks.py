@@ -127,6 +127,11 @@ class Task(Generic[P, R]):
         return self._spec.options.timeout
 
     @property
+    def pump(self) -> bool:
+        """Whether an async generator lives in a task of its own."""
+        return self._spec.options.pump
+
+    @property
     def backend(self) -> str | None:
         """Where fan-outs run a sync function; `None` for where the session says."""
         return self._spec.options.backend
@@ -161,6 +166,7 @@ class Task(Generic[P, R]):
         retry_on: RetryOn | NotGiven = NOT_GIVEN,
         retry_delay: float | NotGiven = NOT_GIVEN,
         timeout: float | NotGiven | None = NOT_GIVEN,
+        pump: bool | NotGiven = NOT_GIVEN,
         backend: str | NotGiven | None = NOT_GIVEN,
         wrap_errors: bool | NotGiven = NOT_GIVEN,
     ) -> Self:
@@ -173,6 +179,7 @@ class Task(Generic[P, R]):
             retry_on: As above.
             retry_delay: As above, in seconds.
             timeout: As above, in seconds.
+            pump: As above.
             backend: As above.
             wrap_errors: As above.
 
@@ -187,6 +194,7 @@ class Task(Generic[P, R]):
             "retry_on": retry_on,
             "retry_delay": retry_delay,
             "timeout": timeout,
+            "pump": pump,
             "backend": backend,
             "wrap_errors": wrap_errors,
         }
@@ -479,7 +487,10 @@ class AsyncTaskStream(Task[P, R]):
 
     Each step runs in the consumer's own task, but in a context of the stream's own, which is a copy of the one in which
     it was opened: by its first step, or by `async with`. So nothing that the generator sets leaks out of it. It must
-    not hold a cancel scope or a task group across a `yield`; and one that never awaits cannot be cancelled.
+    not hold a cancel scope or a task group across a `yield`, unless it has `pump=True`; and one that never awaits cannot
+    be cancelled.
+
+    With `pump=True` it lives in a task of its own, in a session or in `async with`.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:
@@ -492,8 +503,11 @@ class AsyncTaskStream(Task[P, R]):
         Raises:
             TypeError: The function does not take these arguments.
         """
-        spec = self._spec
-        return AsyncStream(AsyncSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs)))
+        return AsyncStream(self._steps(Call(self._spec, args, kwargs, here())))
+
+    def _steps(self, call: Call) -> AsyncSteps | PumpedSteps:
+        generator = call.spec.func(*call.args, **call.kwargs)
+        return PumpedSteps(call, generator) if call.spec.is_pumped else AsyncSteps(call, generator)
 
     def from_thread(self, *args: P.args, **kwargs: P.kwargs) -> SyncStream[R]:
         """A stream in the event loop, for a thread.
@@ -536,8 +550,7 @@ class AsyncTaskStream(Task[P, R]):
         return SyncStream(FromThreadSteps(steps, f"async for item in {self.__name__}(...)"))
 
     async def _awaited(self, call: Call) -> Any:
-        steps = AsyncSteps(call, call.spec.func(*call.args, **call.kwargs))
-        async with AsyncStream[Any](steps) as items:
+        async with AsyncStream[Any](self._steps(call)) as items:
             return [item async for item in items]
 
     def partial(self, *args: Any, **kwargs: Any) -> AsyncTaskStream[..., R]:
@@ -669,6 +682,7 @@ def task(
     retry_on: RetryOn = Exception,
     retry_delay: float = 0.0,
     timeout: float | None = None,
+    pump: bool = False,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Decorator: ...
@@ -682,6 +696,7 @@ def task(
     retry_on: RetryOn = Exception,
     retry_delay: float = 0.0,
     timeout: float | None = None,
+    pump: bool = False,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Any:
@@ -719,6 +734,9 @@ def task(
         timeout: Seconds for each attempt; unlimited by default. A coroutine function is cancelled at its next `await`; of
             a plain function the thread is abandoned, and the caller goes on. A timed-out attempt is retried like any
             other failure. A value that arrives wins, even late, as with `anyio.fail_after`.
+        pump: For async generators: whether it lives in a task of its own, which gives one item at a time, instead of being
+            stepped in the consumer's. Then it may hold cancel scopes and task groups across a `yield`, and be closed from
+            anywhere; an item costs more. Off by default.
         backend: For sync functions: where fan-outs and `start_soon` run them, `"thread"` or `"inline"`; by default where
             the session says.
         wrap_errors: Whether a failed call raises a `TaskError` with the function's own error as its cause, which is
@@ -738,6 +756,7 @@ def task(
         "retry_on": retry_on,
         "retry_delay": retry_delay,
         "timeout": timeout,
+        "pump": pump,
         "backend": backend,
         "wrap_errors": wrap_errors,
     }

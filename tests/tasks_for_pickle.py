@@ -1,5 +1,7 @@
 """Tasks that can be found by their names."""
 
+from collections.abc import AsyncIterator
+
 from daglite import task
 
 
@@ -11,6 +13,12 @@ async def double(number: int) -> int:
 @task
 def triple(number: int, *, plus: int = 0) -> int:
     return 3 * number + plus
+
+
+@task
+async def read(lines: int) -> AsyncIterator[int]:
+    for line in range(lines):
+        yield line
 
 
 def plain(number: int) -> int:
