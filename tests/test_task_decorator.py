@@ -207,6 +207,6 @@ def test_a_task_whose_name_leads_elsewhere_is_not_pickled() -> None:
 
 def test_tasks_put_nothing_into_the_users_module() -> None:
     assert {name for name in vars(module) if not name.startswith("_")} == {
-        *("task", "double", "triple", "plain", "elsewhere", "Shelf")
+        *("AsyncIterator", "task", "double", "triple", "read", "plain", "elsewhere", "Shelf")
     }
     assert vars(module.plain) == {}
