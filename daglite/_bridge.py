@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
@@ -14,13 +14,13 @@ import anyio
 
 from . import _checks
 from ._call import Call
-from ._context import Position, here
+from ._context import Home, Position, here
 from ._open_streams import Closing
 from ._protocols import Attempt, AttemptTimeout, Backend
 from ._slots import Slot
 from ._threads import Stuck, threads_of_loop
 
-__all__ = ["INLINE", "THREAD", "find_backend", "run_in_daemon"]
+__all__ = ["INLINE", "THREAD", "find_backend", "run_in_daemon", "stuck_in_place"]
 
 
 class InlineBackend:
@@ -79,31 +79,37 @@ INLINE = InlineBackend()
 THREAD = ThreadBackend()
 
 
-def find_backend(where: str, name: Any, timeout: float | None) -> Backend:
+def find_backend(where: str, name: Any, deadlines: Mapping[str, float | None]) -> Backend:
     """The backend of a name, for a task.
 
     Args:
         where: Who asks for it, to begin an error message with.
         name: Its name.
-        timeout: The task's, in seconds.
+        deadlines: The task's options that set one, in seconds.
 
     Raises:
         TypeError: It is not a name.
-        ValueError: There is no such backend, or it cannot enforce the timeout.
+        ValueError: There is no such backend, or it cannot enforce a deadline.
     """
     _checks.backend(where, name)
     if name == "thread":
         return THREAD
-    if timeout is not None:
-        raise ValueError(
-            f"{where}: its timeout of {timeout:g} s cannot end a function that runs in the event loop's own thread; "
-            f"use the backend 'thread' instead of 'inline'"
-        )
+    for option, seconds in deadlines.items():
+        if seconds is not None:
+            raise ValueError(
+                f"{where}: its {option} of {seconds:g} s cannot end a function that runs in the event loop's own thread; "
+                f"use the backend 'thread' instead of 'inline'"
+            )
     return INLINE
 
 
 # Of calls in place outside sessions, in threads where no event loop runs: the process counts them.
 _stuck = Stuck("this process' threads")
+
+
+def stuck_in_place(home: Home) -> Stuck:
+    """Who counts the threads that stand in for others, and were abandoned."""
+    return _stuck if home.threads is None else home.threads.stuck
 
 
 def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
@@ -114,7 +120,7 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
         AttemptRefused: Too many threads are stuck.
     """
     position = here()
-    stuck = _stuck if position.home.threads is None else position.home.threads.stuck
+    stuck = stuck_in_place(position.home)
     stuck.refuse(attempt.name)
     done = threading.Event()
     slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)

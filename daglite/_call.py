@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_current, whereabouts
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
+from ._log import logger
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import delay_before
 from ._slots import Slot, ThreadCancelled, check_cancelled
@@ -314,29 +315,52 @@ class Call:
         Raises:
             RuntimeError: It would, for so long or for its timeout.
         """
-        timeout = self.spec.timeout
-        if (not delay and timeout is None) or not in_event_loop():
+        waits = {**self.spec.options.deadlines, "retry_delay": delay or None}
+        what = next((f"{option} of {seconds:g} s" for option, seconds in waits.items() if seconds is not None), None)
+        if what is None or not in_event_loop():
             return
-        what = f"retry_delay of {delay:g} s" if timeout is None else f"timeout of {timeout:g} s"
+        instead = "async for item in" if self.spec.is_generator else "await"
         text = (
             f"task {self.spec.label!r} would block the event loop for its {what}; "
-            f"write: await {self.spec.function.name}.to_thread(...)"
+            f"write: {instead} {self.spec.function.name}.to_thread(...)"
         )
         raise self.refuse(RuntimeError(text))
 
     def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
-        """The error of an attempt whose time is up.
+        """The error of a call whose time is up.
 
         Args:
             scope: What the time was for.
             limit: How many seconds it was.
         """
-        text = f"no result within its timeout of {limit:g} s"
+        text = {
+            "attempt": f"no result within its timeout of {limit:g} s",
+            "total": f"no result within its total_timeout of {limit:g} s",
+            "item": f"no item within its item_timeout of {limit:g} s",
+        }[scope]
         error = TaskTimeoutError(
             self._failed_with(text), scope=scope, limit=limit, metadata=self.metadata, attempts=self.attempts
         )
         self._raised = error
         return error
+
+    def arrived(self, what: str, limit: float, late: float) -> None:
+        """Say so of a value that has come too late; it wins all the same.
+
+        Args:
+            what: The option whose deadline it has missed.
+            limit: How many seconds that were.
+            late: By how many seconds it has missed it; none or less if it did not.
+        """
+        if late > 0:
+            logger().warning(
+                "task %r came %.3g s after its %s of %g s: it blocked the event loop, or did not let itself be cancelled. "
+                "What blocks belongs into a sync function, to be called with to_thread()",
+                self.metadata.name,
+                late,
+                what,
+                limit,
+            )
 
     def refuse(self, error: Exception) -> Exception:
         """An error of a call that cannot be made: it comes out as it is, and is never retried."""

@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 import anyio
-from anyio.lowlevel import current_token
+from anyio.lowlevel import checkpoint, current_token
 
 __all__ = [
     "Loop",
@@ -20,6 +20,7 @@ __all__ = [
     "cancellations",
     "check_waiting_task",
     "context_for_thread",
+    "give_way",
     "in_event_loop",
     "is_being_cancelled",
     "running_task",
@@ -238,6 +239,14 @@ def is_being_cancelled(before: int) -> bool:
     except BaseException:
         return True
     return False
+
+
+async def give_way(deadline: float) -> None:
+    """Let an outer deadline that was not later than this one have the last word: the caller is cancelled then."""
+    if anyio.current_effective_deadline() <= deadline:
+        # asyncio looks at its timers between two steps of a task: the first step lets it, the second is cancelled.
+        await checkpoint()
+        await checkpoint()
 
 
 def way_back() -> Callable[..., Any] | None:

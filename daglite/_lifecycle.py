@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from ._bridge import run_in_daemon
 from ._call import Call
+from ._eventloop import give_way
 from ._protocols import Attempt, AttemptRefused, AttemptTimeout, Backend
 
 __all__ = ["run", "run_sync"]
@@ -86,7 +86,10 @@ async def attempt_in_time(call: Call, func: Callable[..., Any], timeout: float) 
     call.deadline = time.perf_counter() + timeout
     with anyio.CancelScope(deadline=deadline):
         # A value that arrives wins, also late, as with `anyio.fail_after`.
-        return await func(*call.args, **call.kwargs)
+        value = await func(*call.args, **call.kwargs)
+        if (now := anyio.current_time()) > deadline:
+            call.arrived("timeout", timeout, now - deadline)
+        return value
     await give_way(deadline)
     raise call.timed_out("attempt", timeout)
 
@@ -123,11 +126,3 @@ def pause_sync(call: Call, delay: float) -> None:
     if delay:
         call.refuse_to_block(delay)  # the seconds may be those that `retry_on` has returned
         time.sleep(delay)
-
-
-async def give_way(deadline: float) -> None:
-    """Let an outer deadline that was not later than this one have the last word: the call is cancelled then."""
-    if anyio.current_effective_deadline() <= deadline:
-        # asyncio looks at its timers between two steps of a task: the first step lets it, the second is cancelled.
-        await checkpoint()
-        await checkpoint()

@@ -24,9 +24,15 @@ class Options:
     retry_on: RetryOn
     retry_delay: float
     timeout: float | None
+    item_timeout: float | None
     pump: bool
     backend: str | None
     wrap_errors: bool
+
+    @property
+    def deadlines(self) -> dict[str, float | None]:
+        """What bounds a call, or its parts, in seconds."""
+        return {"timeout": self.timeout, "item_timeout": self.item_timeout}
 
     def changed(self, function: Function, changes: dict[str, Any]) -> Options:
         """These options with some others, checked together."""
@@ -46,6 +52,7 @@ def checked_options(
     retry_on: Any,
     retry_delay: Any,
     timeout: Any,
+    item_timeout: Any,
     pump: Any,
     backend: Any,
     wrap_errors: Any,
@@ -66,24 +73,37 @@ def checked_options(
         retries=_checks.whole(f"{where}: retries", retries, least=0),
         retry_on=_checked_retry_on(where, retry_on),
         retry_delay=_checks.finite(f"{where}: retry_delay", retry_delay, least=0),
-        timeout=None if timeout is None else _checks.finite(f"{where}: timeout", timeout, least=0, above=True),
+        timeout=_checked_seconds(f"{where}: timeout", timeout),
+        item_timeout=_checked_item_timeout(where, item_timeout, function),
         pump=_checked_pump(where, pump, function),
-        backend=_checked_backend(where, backend, timeout, function),
+        backend=_checked_backend(where, backend, {"timeout": timeout, "item_timeout": item_timeout}, function),
         wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
 
 
-_NONE = {"retries": 0, "retry_on": Exception, "retry_delay": 0, "timeout": None}
+_DEFAULTS = {"retries": 0, "retry_on": Exception, "retry_delay": 0, "timeout": None}
 
 
 def _refuse_for_streams(where: str, **given: Any) -> None:
     """Raise for an option that a stream has no use for."""
     for option, value in given.items():
-        if value != _NONE[option] or isinstance(value, bool):
-            remedy = "put a deadline around the loop that consumes it, or in its body"
+        if value != _DEFAULTS[option] or isinstance(value, bool):
+            remedy = "use item_timeout= (seconds per item)"
             if option != "timeout":
                 remedy = "a stream cannot start over; retry inside it, or in the task that consumes it"
             raise ValueError(f"{where} is a generator: {option}={value!r} does not apply to streams; {remedy}")
+
+
+def _checked_seconds(what: str, seconds: Any) -> float | None:
+    return None if seconds is None else _checks.finite(what, seconds, least=0, above=True)
+
+
+def _checked_item_timeout(where: str, seconds: Any, function: Function) -> float | None:
+    if seconds is not None and not function.is_generator:
+        raise ValueError(
+            f"{where} is no generator: item_timeout={seconds!r} is for the items of streams; use timeout= (seconds per attempt)"
+        )
+    return _checked_seconds(f"{where}: item_timeout", seconds)
 
 
 def _checked_pump(where: str, pump: Any, function: Function) -> bool:
@@ -131,12 +151,13 @@ def _checked_retry_on(where: str, retry_on: Any) -> RetryOn:
     raise TypeError(f"{where}: retry_on must be exception types or a plain function of the error, not {retry_on!r}")
 
 
-def _checked_backend(where: str, backend: Any, timeout: Any, function: Function) -> str | None:
+def _checked_backend(where: str, backend: Any, deadlines: dict[str, Any], function: Function) -> str | None:
     if backend is None:
         return None
     _checks.backend(where, backend)
     if function.is_async:
         raise ValueError(f"{where}: backend={backend!r} is for sync functions; an async one runs in its caller's task")
-    if backend == "inline" and timeout is not None:
-        raise ValueError(f"{where}: timeout={timeout!r} cannot be enforced on the backend 'inline'; use 'thread'")
+    for option, seconds in deadlines.items():
+        if backend == "inline" and seconds is not None:
+            raise ValueError(f"{where}: {option}={seconds!r} cannot be enforced on the backend 'inline'; use 'thread'")
     return backend  # type: ignore[no-any-return]

@@ -6,7 +6,9 @@ belong to its task. That waits inside of them while the generator is suspended, 
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
@@ -17,9 +19,10 @@ from anyio import get_cancelled_exc_class
 
 from ._call import Call
 from ._context import Owner, here, whereabouts
-from ._eventloop import Loop
+from ._eventloop import Loop, give_way
 from ._failures import without_cancellation
 from ._log import logger
+from ._protocols import AttemptTimeout
 from ._slots import Slot
 from ._steps import AsyncSteps, in_context
 from ._trips import run_in_loop, the_way
@@ -69,6 +72,7 @@ class PumpedSteps(AsyncSteps):
         self._wanted = anyio.Event()
         self._request: Request | None = None
         self._early: Request | None = None  # what has come of the generator between two steps
+        self._timeout: AttemptTimeout | None = None  # of an item; its scope is cancelled then, and the stream is over
         self._is_over: bool = False  # the generator has ended
         self._finished = anyio.Event()  # and the pump has, too
         self._stepped: anyio.Event | None = None  # the step has ended that ran when it was closed
@@ -108,6 +112,8 @@ class PumpedSteps(AsyncSteps):
         try:
             cancellation = await self._ask(request)
             failure, own = (None, None) if request.error is None else without_cancellation(request.error)
+            if isinstance(failure, AttemptTimeout):
+                failure = cancellation or await self._timed_out(failure)
             if self.closing and (failure is None or isinstance(failure, (StopAsyncIteration, GeneratorExit))):
                 self.end(None, closed=True)  # elsewhere
                 raise cancellation or StopAsyncIteration
@@ -125,6 +131,15 @@ class PumpedSteps(AsyncSteps):
                 self._stepped.set()
         self.yielded()
         return request.item
+
+    async def _timed_out(self, timeout: AttemptTimeout) -> BaseException:
+        """What comes of an item that has not come in time: an outer deadline that was not later is the outer's."""
+        try:
+            await give_way(timeout.deadline)
+        except BaseException as cancellation:
+            return cancellation
+        assert self.call.spec.item_timeout is not None
+        return self.call.timed_out("item", self.call.spec.item_timeout)
 
     def _check_owner(self) -> None:
         """Raise if nobody would close it.
@@ -194,7 +209,11 @@ class PumpedSteps(AsyncSteps):
         error, cancellation = (interrupted, None) if request.error is None else without_cancellation(request.error)
         if isinstance(error, BaseExceptionGroup):
             error = error.split(GeneratorExit)[1]  # a task group's way to be closed
-        if error is not None and error is not interrupted and not isinstance(error, StopAsyncIteration):
+        if (
+            error is not None
+            and error is not interrupted
+            and not isinstance(error, (StopAsyncIteration, AttemptTimeout))
+        ):
             raise self.left(error)
         if cancellation is not None:
             logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
@@ -254,8 +273,8 @@ class PumpedSteps(AsyncSteps):
             self._hand_over(request)
         else:
             self._early = None
-            request.answer(*await self._take(request.make))
-        if self.closing or self._cancelled:
+            request.answer(*await self._take_in_time(request.make))
+        if self._is_done_for():
             await self._end_generator()
 
     async def _throw(self, cancellation: BaseException) -> None:
@@ -264,8 +283,12 @@ class PumpedSteps(AsyncSteps):
         early = Request(self.generator.aclose, is_plain=False)
         early.answer(*await self._take(partial(self.generator.athrow, cancellation)))
         self._early = early
-        if is_second or self._cancelled or self.closing:
+        if is_second or self._is_done_for():
             await self._end_generator()
+
+    def _is_done_for(self) -> bool:
+        """Whether nothing more is wanted of the generator but that it ends."""
+        return self.closing or self._cancelled or self._timeout is not None
 
     async def _end_generator(self) -> None:
         if not self._is_over:
@@ -277,9 +300,31 @@ class PumpedSteps(AsyncSteps):
     def _hand_over(self, request: Request) -> None:
         early, self._early = self._early, None
         if early is None:
-            request.answer(NOT_GIVEN, StopAsyncIteration())
+            request.answer(NOT_GIVEN, self._timeout or StopAsyncIteration())
         else:
             request.answer(early.item, early.error)
+
+    async def _take_in_time(self, make: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+        """Step the generator within its `item_timeout`, if it has one."""
+        limit = self.call.spec.item_timeout
+        if limit is None or self.closing:
+            return await self._take(make)
+        assert self._scope is not None
+        deadline = anyio.current_time() + limit
+        self._scope.deadline, self.call.deadline = deadline, time.perf_counter() + limit
+        item, error = await self._take(make)
+        late, self.call.deadline = anyio.current_time() - deadline, None
+        if self._is_done_for():  # in the meantime, and a close has a deadline of its own
+            return item, error
+        self._scope.deadline = math.inf  # before it is looked at: Trio would find it passed
+        if self._scope.cancel_called:
+            self._timeout = AttemptTimeout(deadline)
+            if error is not None:
+                failure, _ = without_cancellation(error)
+                return NOT_GIVEN, self._timeout if failure is None else failure
+        if error is None:
+            self.call.arrived("item_timeout", limit, late)
+        return item, error
 
     async def _take(self, make: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
         """Step the generator, in its own context."""

@@ -134,6 +134,11 @@ class Slot:
         """Whether the event loop that waits for it is this one."""
         return self.loop is not None and self.loop.is_same(loop)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it is counted among those that were abandoned and still run."""
+        return self._stuck is not None
+
     def enter_thread(self) -> None:
         """Note that it is this thread."""
         self._thread = threading.get_ident()

@@ -23,10 +23,11 @@ class Spec:
         self.func: Any = function.call
         self.retries: int = options.retries
         self.timeout: float | None = options.timeout
-        self.is_plain: bool = self.timeout is None and not self.retries
-        self.is_pumped: bool = options.pump
+        self.item_timeout: float | None = options.item_timeout
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
+        self.is_plain: bool = self.timeout is None and self.item_timeout is None and not self.retries
+        self.is_pumped: bool = options.pump or (self.is_async and self.item_timeout is not None)
         self.description: str | None = options.description
 
     def bound_to(self, owner: Any) -> Spec:

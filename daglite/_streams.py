@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from ._pumps import FromThreadSteps
 from ._steps import SyncSteps
+from ._thread_streams import TimedSteps
 
 __all__ = ["AsyncStream", "SyncStream"]
 
@@ -87,7 +88,7 @@ class SyncStream(Generic[R_co]):
     Its generator runs in the consumer's thread, but in a context of its own: variables that it sets stay inside.
     """
 
-    def __init__(self, steps: SyncSteps | FromThreadSteps) -> None:
+    def __init__(self, steps: SyncSteps | TimedSteps | FromThreadSteps) -> None:
         self._steps = steps
 
     def __iter__(self) -> Self:

@@ -1,66 +1,53 @@
-"""Sync streams off the event loop: each in a worker thread of its own, from the first step to the close.
+"""Sync streams in worker threads of their own, each from the first step to the close.
 
 One thread, because some things belong to the thread that made them: a sqlite3 connection does.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
+from abc import abstractmethod
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
 import anyio
 
+from ._bridge import stuck_in_place
 from ._call import Call
-from ._eventloop import Loop, context_for_thread
+from ._context import here
+from ._eventloop import Loop, context_for_thread, give_way
 from ._log import logger
+from ._protocols import AttemptRefused, AttemptTimeout
 from ._slots import Slot, ThreadCancelled
-from ._steps import AwaitedSteps
-from ._threads import ENDLESS
+from ._steps import AwaitedSteps, Steps
+from ._threads import ENDLESS, Stuck, threads_of_loop
 
-__all__ = ["ThreadSteps"]
+__all__ = ["ThreadSteps", "TimedSteps"]
 
 
 class Reply:
-    """What a thread has to say of a step; made in the event loop, which waits for it."""
+    """What a thread has to say of a step.
 
-    def __init__(self, slot: Slot) -> None:
-        self._slot = slot
-        self._threads = slot.home.threads
-        self._event = anyio.Event()
+    Args:
+        event: Wakes the one who waits for it.
+    """
+
+    def __init__(self, event: anyio.Event | threading.Event) -> None:
+        self.event = event
         self.item: Any = None
         self.error: BaseException | None = None
-        self.abandoned: bool = False
 
     def set(self) -> None:
         """Wake the one who waits."""
-        self._event.set()
-
-    async def wait(self) -> BaseException | None:
-        """Wait for the thread, whatever happens; when the session's patience ends it is abandoned.
-
-        Returns:
-            The cancellation that came in the meantime.
-        """
-        try:
-            await self._event.wait()
-        except BaseException as cancellation:
-            self._slot.let_notice()
-            patience = ENDLESS if self._threads is None else self._threads.patience
-            try:
-                in_time = await patience.wait(self._event)
-            finally:
-                self._slot.cancelled = False  # the close of a generator that has yielded all the same is not cancelled
-            if not in_time and self._threads is not None and self._slot.abandon(self._threads.stuck):
-                self.error, self.abandoned = cancellation, True
-            return cancellation
-        return None
+        self.event.set()
 
 
-class ThreadSteps(AwaitedSteps):
-    """A generator, stepped in a thread of its own by whoever awaits an item."""
+class OwnThread(Steps):
+    """A generator in a thread of its own."""
 
     in_thread = True
 
@@ -69,17 +56,27 @@ class ThreadSteps(AwaitedSteps):
         self._requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]] = queue.SimpleQueue()
 
     def open(self) -> Context:
-        """Begin the call, and its thread."""
+        """Begin the call, and its thread.
+
+        Raises:
+            BackendError: As many threads as there may be are stuck past their deadlines.
+        """
         if self.context is not None:
             return self.context
         context = super().open()
+        label = self.call.spec.label
         # A daemon: a stream that nobody closes must not keep the program from ending.
-        name = f"stream {self.call.spec.label}"
         thread = threading.Thread(
-            target=serve, args=(self._requests, context, self._slot, Loop()), name=name, daemon=True
+            target=serve,
+            args=(self._requests, context, self._slot, self._loop()),
+            name=f"stream {label}",
+            daemon=True,
         )
         try:
+            self._stuck().refuse(label)
             thread.start()
+        except AttemptRefused as refused:
+            raise self.left(self.call.refuse(refused.error)) from None
         except RuntimeError as exc:  # the system has no more of them
             raise self.left(exc)
         return context
@@ -91,61 +88,24 @@ class ThreadSteps(AwaitedSteps):
         self._slot = Slot(self.call, self.call.spec.label)
         return self._slot
 
-    async def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
-        """Take a step; the arguments are those of `AsyncSteps.run`.
+    @abstractmethod
+    def _loop(self) -> Loop | None:
+        """The event loop that waits for it, if one does."""
 
-        A cancellation waits until the generator has come to its next `yield`. Then it is closed, as an async generator
-        would have ended.
-        """
-        if self.ended:
-            raise StopAsyncIteration
-        self.enter(what)
-        try:
-            reply, cancellation = await self._ask(self.within(make))
-            if reply.error is not None:
-                self._dismiss()
-                error = self.left(reply.error, thrown)
-                raise StopAsyncIteration if isinstance(error, StopIteration) else error
-            if cancellation is not None:
-                raise await self._cancelled(cancellation)
-        finally:
-            self.busy = False
-        self.yielded()
-        return reply.item
+    @abstractmethod
+    def _stuck(self) -> Stuck:
+        """Who counts it when it is abandoned."""
 
-    async def _discard(self) -> None:
-        self.generator.close()
-
-    async def _close(self) -> None:
-        try:
-            reply, cancellation = await self._ask(self.within(self.generator.close, is_last=True))
-            self._dismiss()
-            if reply.error is not None:
-                raise self.left(reply.error)
-            self.end(None, closed=True)
-            if cancellation is not None:
-                raise cancellation
-        finally:
-            self.busy = False
-
-    async def _cancelled(self, cancellation: BaseException) -> BaseException:
-        """Close the generator, and end the stream as cancelled."""
-        with anyio.CancelScope(shield=True):
-            reply, _ = await self._ask(self.within(self.generator.close, is_last=True))
-        self._dismiss()
-        return self.left(cancellation if reply.error is None else reply.error)
-
-    async def _ask(self, make: Callable[[], Any]) -> tuple[Reply, BaseException | None]:
-        """Have the thread do something, and wait for it."""
-        reply = Reply(self._slot)
+    def _ask(self, make: Callable[[], Any], reply: Reply, limit: float | None) -> None:
+        """Have the thread do something, which may take so many seconds."""
         self._slot.resume()
+        self._slot.deadline = self.call.deadline = None if limit is None else time.perf_counter() + limit
         self._requests.put((make, reply))
-        cancellation = await reply.wait()
-        if reply.abandoned:
-            self.context = self._own_context()  # the thread is still in the other, and the end is to be told of
-        if isinstance(reply.error, ThreadCancelled) and cancellation is not None:
-            reply.error = cancellation  # of which the generator has heard by `check_cancelled`
-        return reply, cancellation
+
+    def _abandoned(self) -> None:
+        """Note that the thread is left to itself: its context with it, and the end is to be told of in another."""
+        self.context = self._own_context()
+        self._requests.put((self.within(self.generator.close, is_last=True), None))
 
     def _dismiss(self) -> None:
         """Let the thread end."""
@@ -164,11 +124,203 @@ class ThreadSteps(AwaitedSteps):
             self._dismiss()
 
 
+class ThreadSteps(OwnThread, AwaitedSteps):
+    """A generator, stepped in a thread of its own by whoever awaits an item."""
+
+    def _loop(self) -> Loop:
+        return Loop()
+
+    def _stuck(self) -> Stuck:
+        return (self.call.home.threads or threads_of_loop()).stuck
+
+    async def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`.
+
+        A cancellation waits until the generator has come to its next `yield`. Then it is closed, as an async generator
+        would have ended. With an `item_timeout` the thread is abandoned, then and at the deadline.
+        """
+        if self.ended:
+            raise StopAsyncIteration
+        self.enter(what)
+        try:
+            reply, cancellation = await self._await(self.within(make), self.call.spec.item_timeout)
+            if reply.error is not None:
+                self._dismiss()
+                error = self.left(await self._judged(reply.error), thrown)
+                raise StopAsyncIteration if isinstance(error, StopIteration) else error
+            if cancellation is not None:
+                raise await self._cancelled(cancellation)
+        finally:
+            self.busy = False
+        self.yielded()
+        return reply.item
+
+    async def _judged(self, error: BaseException) -> BaseException:
+        """What a step has come to: when its time was up, an outer deadline that was not later is the outer's."""
+        if not isinstance(error, AttemptTimeout):
+            return error
+        try:
+            await give_way(error.deadline)
+        except BaseException as cancellation:
+            return cancellation
+        assert self.call.spec.item_timeout is not None
+        return self.call.timed_out("item", self.call.spec.item_timeout)
+
+    async def _discard(self) -> None:
+        self.generator.close()
+
+    async def _close(self) -> None:
+        try:
+            reply, cancellation = await self._await(self.within(self.generator.close, is_last=True))
+            self._dismiss()
+            if reply.error is not None:
+                raise self.left(reply.error)
+            self.end(None, closed=True)
+            if cancellation is not None:
+                raise cancellation
+        finally:
+            self.busy = False
+
+    async def _cancelled(self, cancellation: BaseException) -> BaseException:
+        """Close the generator, and end the stream as cancelled."""
+        with anyio.CancelScope(shield=True):
+            reply, _ = await self._await(self.within(self.generator.close, is_last=True))
+        self._dismiss()
+        return self.left(cancellation if reply.error is None else reply.error)
+
+    async def _await(self, make: Callable[[], Any], limit: float | None = None) -> tuple[Reply, BaseException | None]:
+        """Have the thread do something, which may take so many seconds, and wait for it, whatever happens.
+
+        Returns:
+            What it says, and the cancellation that came in the meantime.
+        """
+        event = anyio.Event()
+        reply = Reply(event)
+        self._ask(make, reply, limit)
+        deadline = math.inf if limit is None else anyio.current_time() + limit
+        cancellation = await (self._patiently(event) if limit is None else self._until(event, deadline))
+        if not event.is_set():
+            if self._slot.abandon(self._stuck()):  # else it has ended in this moment, and an item that arrives wins
+                reply.error = cancellation or AttemptTimeout(deadline)
+                self._abandoned()
+        elif isinstance(reply.error, ThreadCancelled) and cancellation is not None:
+            reply.error = cancellation  # of which the generator has heard by `check_cancelled`
+        return reply, cancellation
+
+    async def _until(self, event: anyio.Event, deadline: float) -> BaseException | None:
+        """Wait until then; the cancellation that came in the meantime."""
+        try:
+            with anyio.CancelScope(deadline=deadline):
+                await event.wait()
+        except BaseException as cancellation:
+            return cancellation
+        return None
+
+    async def _patiently(self, event: anyio.Event) -> BaseException | None:
+        """The same without a deadline: until the session's patience ends."""
+        try:
+            await event.wait()
+        except BaseException as cancellation:
+            self._slot.let_notice()
+            threads = self.call.home.threads
+            try:
+                await (ENDLESS if threads is None else threads.patience).wait(event)
+            finally:
+                self._slot.cancelled = False  # the close of a generator that has yielded all the same is not cancelled
+            return cancellation
+        return None
+
+
+class TimedSteps(OwnThread):
+    """A generator with an `item_timeout`, stepped for another thread that waits for it, so that its deadlines are real."""
+
+    def open(self) -> Context:
+        """Begin the call, and its thread."""
+        is_new = self.context is None
+        position = here()
+        context = super().open()
+        if is_new and isinstance(position.slot, Slot) and position.slot.is_here():
+            self._slot.serve(position.slot)
+        return context
+
+    def _loop(self) -> None:
+        return None
+
+    def _stuck(self) -> Stuck:
+        return stuck_in_place(self.call.home)
+
+    def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
+        """Take a step; the arguments are those of `AsyncSteps.run`."""
+        if self.ended:
+            raise StopIteration
+        self.enter(what)
+        limit = self.call.spec.item_timeout
+        assert limit is not None
+        try:
+            reply = Reply(event := threading.Event())
+            self._ask(self.within(make), reply, limit)
+            if not self._wait(event, limit):
+                raise self.left(self.call.timed_out("item", limit))
+            if reply.error is not None:
+                self._dismiss()
+                raise self.left(reply.error, thrown)
+        finally:
+            self.busy = False
+        self.yielded()
+        return reply.item
+
+    def close_now(self) -> None:
+        """Close the generator, which has `grace` seconds for that, and end its thread."""
+        if self.ended:
+            return
+        if self.context is None:
+            self.generator.close()  # it was never begun: nothing of it runs
+            self.ended = True
+            return
+        self.enter("closed")
+        grace = self.call.home.settings.grace
+        try:
+            reply = Reply(event := threading.Event())
+            self._ask(self.within(self.generator.close, is_last=True), reply, grace)
+            if not self._wait(event, grace):
+                logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
+                self.end(ThreadCancelled())
+                return
+            self._dismiss()
+            if reply.error is not None:
+                raise self.left(reply.error)
+            self.end(None, closed=True)
+        finally:
+            self.busy = False
+
+    def _wait(self, event: threading.Event, seconds: float) -> bool:
+        """Wait for the thread; false if it was abandoned."""
+        try:
+            in_time = event.wait(seconds)
+        except BaseException as exc:  # an interrupt
+            self._slot.abandon(self._stuck())
+            self._leave_thread()
+            raise self.left(exc)
+        if in_time or not self._slot.abandon(self._stuck()):
+            return True
+        self._leave_thread()
+        return False
+
+    def _leave_thread(self) -> None:
+        self._abandoned()
+        self._dismiss()
+
+    async def aclose(self) -> None:
+        """The same, for a session that ends; the event loop goes on in the meantime."""
+        await anyio.to_thread.run_sync(self.close_now, abandon_on_cancel=True)
+
+
 def serve(
-    requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], context: Context, slot: Slot, loop: Loop
+    requests: queue.SimpleQueue[tuple[Callable[[], Any], Reply | None]], context: Context, slot: Slot, loop: Loop | None
 ) -> None:
     """What the thread does: it knows the stream's parts, and not the stream, which can still be dropped."""
-    slot.loop = loop
+    if loop is not None:
+        slot.loop = loop
     slot.enter_thread()
     while True:
         make, reply = requests.get()
@@ -184,9 +336,13 @@ def serve(
         else:
             if reply is not None:
                 reply.item = item
-        slot.pause()
+        if reply is None or not slot.is_stuck:  # else it is about to close its generator, which counts as well
+            slot.pause()
         if reply is not None:
-            loop.run(reply.set)
+            if loop is None:
+                reply.set()
+            else:
+                loop.run(reply.set)
         del make, reply
 
 

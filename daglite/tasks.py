@@ -23,7 +23,7 @@ from ._retry import RetryOn
 from ._spec import Spec
 from ._steps import AsyncSteps, SyncSteps
 from ._streams import AsyncStream, SyncStream
-from ._thread_streams import ThreadSteps
+from ._thread_streams import ThreadSteps, TimedSteps
 from ._trips import Trip, run_in_loop
 from ._typing import NOT_GIVEN, NotGiven
 
@@ -127,6 +127,11 @@ class Task(Generic[P, R]):
         return self._spec.options.timeout
 
     @property
+    def item_timeout(self) -> float | None:
+        """Seconds for each item of a stream; `None` if there is no limit."""
+        return self._spec.options.item_timeout
+
+    @property
     def pump(self) -> bool:
         """Whether an async generator lives in a task of its own."""
         return self._spec.options.pump
@@ -166,6 +171,7 @@ class Task(Generic[P, R]):
         retry_on: RetryOn | NotGiven = NOT_GIVEN,
         retry_delay: float | NotGiven = NOT_GIVEN,
         timeout: float | NotGiven | None = NOT_GIVEN,
+        item_timeout: float | NotGiven | None = NOT_GIVEN,
         pump: bool | NotGiven = NOT_GIVEN,
         backend: str | NotGiven | None = NOT_GIVEN,
         wrap_errors: bool | NotGiven = NOT_GIVEN,
@@ -179,6 +185,7 @@ class Task(Generic[P, R]):
             retry_on: As above.
             retry_delay: As above, in seconds.
             timeout: As above, in seconds.
+            item_timeout: As above, in seconds.
             pump: As above.
             backend: As above.
             wrap_errors: As above.
@@ -194,6 +201,7 @@ class Task(Generic[P, R]):
             "retry_on": retry_on,
             "retry_delay": retry_delay,
             "timeout": timeout,
+            "item_timeout": item_timeout,
             "pump": pump,
             "backend": backend,
             "wrap_errors": wrap_errors,
@@ -254,7 +262,7 @@ class Task(Generic[P, R]):
         options = self._spec.options
         for default in (options.backend, home.settings.backend):
             name = default if name is None else name
-        return find_backend(f"task {self._spec.label!r}", name, options.timeout)
+        return find_backend(f"task {self._spec.label!r}", name, options.deadlines)
 
     def _bound_to(self, owner: Any) -> Self:
         # As short as can be: it happens whenever a method is called.
@@ -601,8 +609,11 @@ class SyncTaskStream(Task[P, R]):
         Raises:
             TypeError: The function does not take these arguments.
         """
-        spec = self._spec
-        return SyncStream(SyncSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs)))
+        return SyncStream(self._steps(Call(self._spec, args, kwargs, here())))
+
+    def _steps(self, call: Call) -> SyncSteps | TimedSteps:
+        generator = call.spec.func(*call.args, **call.kwargs)
+        return SyncSteps(call, generator) if call.spec.item_timeout is None else TimedSteps(call, generator)
 
     def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:
         """A stream that is stepped in a worker thread of its own, from the first step to the close.
@@ -622,7 +633,7 @@ class SyncTaskStream(Task[P, R]):
         call.backend = call.backend or self._backend(None, call.home)
 
         def collect() -> list[Any]:
-            return list(SyncStream[Any](SyncSteps(call, call.spec.func(*call.args, **call.kwargs))))
+            return list(SyncStream[Any](self._steps(call)))
 
         return call.backend.run(Attempt(call.spec.label, collect, (), {}))
 
@@ -682,6 +693,7 @@ def task(
     retry_on: RetryOn = Exception,
     retry_delay: float = 0.0,
     timeout: float | None = None,
+    item_timeout: float | None = None,
     pump: bool = False,
     backend: str | None = None,
     wrap_errors: bool = True,
@@ -696,6 +708,7 @@ def task(
     retry_on: RetryOn = Exception,
     retry_delay: float = 0.0,
     timeout: float | None = None,
+    item_timeout: float | None = None,
     pump: bool = False,
     backend: str | None = None,
     wrap_errors: bool = True,
@@ -717,8 +730,8 @@ def task(
 
     A coroutine function becomes an `AsyncTask`, an async generator function an `AsyncTaskStream`, a generator function
     a `SyncTaskStream`, and any other function a `SyncTask`. Every option is checked here, not at the first call.
-    Streams have neither retries nor a timeout. Cancellation, `KeyboardInterrupt` and `SystemExit` are never retried,
-    nor is a failure while the caller is being cancelled.
+    Streams have no retries, and an `item_timeout` instead of a timeout. Cancellation, `KeyboardInterrupt` and
+    `SystemExit` are never retried, nor is a failure while the caller is being cancelled.
 
     Args:
         func: The function; given by `@task` without parentheses.
@@ -734,6 +747,9 @@ def task(
         timeout: Seconds for each attempt; unlimited by default. A coroutine function is cancelled at its next `await`; of
             a plain function the thread is abandoned, and the caller goes on. A timed-out attempt is retried like any
             other failure. A value that arrives wins, even late, as with `anyio.fail_after`.
+        item_timeout: For streams: seconds for producing one item; unlimited by default. The time that the consumer takes does
+            not count. At the deadline the stream is over: an async generator, which lives in a task of its own as by `pump`,
+            is cancelled; the thread of a plain one is abandoned, as by `timeout`. An item that arrives wins, also late.
         pump: For async generators: whether it lives in a task of its own, which gives one item at a time, instead of being
             stepped in the consumer's. Then it may hold cancel scopes and task groups across a `yield`, and be closed from
             anywhere; an item costs more. Off by default.
@@ -756,6 +772,7 @@ def task(
         "retry_on": retry_on,
         "retry_delay": retry_delay,
         "timeout": timeout,
+        "item_timeout": item_timeout,
         "pump": pump,
         "backend": backend,
         "wrap_errors": wrap_errors,

@@ -89,7 +89,7 @@ async def test_streams_of_methods() -> None:
         ({"retries": 1}, "'count' is a generator: retries=1 does not apply to streams; a stream cannot start over"),
         ({"retry_delay": 0.5}, "retry_delay=0.5 does not apply to streams"),
         ({"retry_on": OSError}, "does not apply to streams; a stream cannot start over"),
-        ({"timeout": 3}, "timeout=3 does not apply to streams; put a deadline around the loop that consumes it"),
+        ({"timeout": 3}, "timeout=3 does not apply to streams; use item_timeout="),
     ],
 )
 def test_streams_have_neither_retries_nor_a_timeout(options: dict[str, Any], message: str) -> None:
