@@ -3,7 +3,8 @@
 from ._context import current_task, report
 from ._dump import dump_on_signal
 from ._metadata import TaskMetadata
-from ._slots import check_cancelled
+from ._retry import Backoff
+from ._slots import check_cancelled, remaining
 from .composers import Outcome, gather_tasks, map_tasks, partition, stream_tasks
 from .sessions import current_session, session
 from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task
@@ -16,9 +17,11 @@ __all__ = [
     "map_tasks",
     "Outcome",
     "partition",
+    "Backoff",
     "current_task",
     "current_session",
     "report",
+    "remaining",
     "check_cancelled",
     "dump_on_signal",
     "TaskMetadata",
@@ -28,6 +31,6 @@ __all__ = [
     "SyncTaskStream",
 ]
 
-for _public in (check_cancelled, current_task, dump_on_signal, report, TaskMetadata):
+for _public in (Backoff, check_cancelled, current_task, dump_on_signal, remaining, report, TaskMetadata):
     _public.__module__ = "daglite"
 del _public

@@ -126,7 +126,7 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
     slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
     if isinstance(position.slot, Slot) and position.slot.is_here():
         slot.serve(position.slot)
-    slot.deadline = time.perf_counter() + timeout
+    slot.deadline = slot.expires = time.perf_counter() + timeout
     # A daemon: a thread that is past its deadline must not keep the program from ending.
     thread = threading.Thread(target=copy_context().run, args=(slot.run,), name=f"task {attempt.name}", daemon=True)
     with known_to_call(position, slot):

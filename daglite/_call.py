@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Mapping
 from threading import current_thread, get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_current, whereabouts
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._log import logger
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
-from ._retry import delay_before
+from ._retry import RetryDelay, delay_before
 from ._slots import Slot, ThreadCancelled, check_cancelled
 from ._spec import Spec
 from .exceptions import TaskError, TaskTimeoutError
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["Call"]
+__all__ = ["Call", "Scope"]
+
+Scope: TypeAlias = Literal["attempt", "total", "item"]
+
+_OPTIONS = {"attempt": ("timeout", "result"), "total": ("total_timeout", "result"), "item": ("item_timeout", "item")}
 
 
 class Call:
@@ -74,7 +78,10 @@ class Call:
     # What follows is for the tree of calls, and by `time.perf_counter`.
     work: Thread | None = None  # where the attempt runs, if elsewhere
     deadline: float | None = None  # of the attempt
+    total_deadline: float | None = None  # of the whole call
     backing_off: tuple[int, float] = (-1, 0.0)  # after which attempt, and until when
+    last_error: Exception | None = None  # before the attempt that runs, for a call with a deadline
+    _was_late: bool = False
     _cancellations: int = 0  # of the caller, when it began
     _refused: bool = False
     _raised: Exception | None = None  # an error that is this call's own already, and not one inside it
@@ -258,6 +265,7 @@ class Call:
             failure, error = None, None
         else:
             failure, error = self._judged(exc)
+            self._raised = None  # its traceback holds the call
         books = self.home.books
         if books is not None:
             watcher = self.watcher
@@ -299,6 +307,9 @@ class Call:
             if delay is None:
                 raise  # what the driver is handling
             self.backing_off = self.attempts, perf_counter() + delay
+            self._raised = None  # its traceback holds the call
+            if self.total_deadline is not None:
+                self.last_error = exc
             watcher = self.watcher
             if watcher is not None:
                 watcher.retrying(self, exc, delay)
@@ -306,41 +317,58 @@ class Call:
         finally:
             del exc  # else its traceback, which holds this frame, would hold itself
 
-    def refuse_to_block(self, delay: float) -> None:
+    def refuse_to_block(self, delay: RetryDelay) -> None:
         """Raise if the call, in place, would stop the event loop of this thread while it waits.
 
         Args:
-            delay: Seconds before a retry.
+            delay: Seconds that it waits before a retry, or what says how many.
 
         Raises:
-            RuntimeError: It would, for so long or for its timeout.
+            RuntimeError: It would, or it has a deadline, for which it would wait for another thread.
         """
         waits = {**self.spec.options.deadlines, "retry_delay": delay or None}
-        what = next((f"{option} of {seconds:g} s" for option, seconds in waits.items() if seconds is not None), None)
-        if what is None or not in_event_loop():
+        option, wait = next((each for each in waits.items() if each[1] is not None), ("", None))
+        if wait is None or not in_event_loop():
             return
         instead = "async for item in" if self.spec.is_generator else "await"
         text = (
-            f"task {self.spec.label!r} would block the event loop for its {what}; "
+            f"task {self.spec.label!r} would block the event loop for its {option} of "
+            f"{wait if callable(wait) else f'{wait:g} s'}; "
             f"write: {instead} {self.spec.function.name}.to_thread(...)"
         )
         raise self.refuse(RuntimeError(text))
 
-    def timed_out(self, scope: Literal["attempt", "total", "item"], limit: float) -> TaskTimeoutError:
+    def begin_total(self, limit: float) -> None:
+        """Note that the call as a whole has so many seconds from now on."""
+        self.total_deadline = perf_counter() + limit
+
+    def next_limit(self) -> tuple[Scope, float | None]:
+        """What bounds the next attempt, and by how many seconds."""
+        timeout = self.spec.timeout
+        if self.total_deadline is None:
+            return "attempt", timeout
+        left = max(self.total_deadline - perf_counter(), 0.0)
+        return ("attempt", timeout) if timeout is not None and timeout < left else ("total", left)
+
+    def timed_out(self, scope: Scope) -> TaskTimeoutError:
         """The error of a call whose time is up.
 
         Args:
             scope: What the time was for.
-            limit: How many seconds it was.
         """
-        text = {
-            "attempt": f"no result within its timeout of {limit:g} s",
-            "total": f"no result within its total_timeout of {limit:g} s",
-            "item": f"no item within its item_timeout of {limit:g} s",
-        }[scope]
+        option, what = _OPTIONS[scope]
+        limit: float = getattr(self.spec, option)
+        text = f"no {what} within its {option} of {limit:g} s"
+        cause, self.last_error = self.last_error, None
+        if scope == "total":
+            self._refused = True  # nothing is tried again
+            if cause is not None and not (isinstance(cause, TaskTimeoutError) and cause.metadata is self.metadata):
+                text += f", after {type(cause).__name__}: {cause}"
         error = TaskTimeoutError(
             self._failed_with(text), scope=scope, limit=limit, metadata=self.metadata, attempts=self.attempts
         )
+        if scope == "total":
+            error.__cause__ = cause
         self._raised = error
         return error
 
@@ -352,7 +380,8 @@ class Call:
             limit: How many seconds that were.
             late: By how many seconds it has missed it; none or less if it did not.
         """
-        if late > 0:
+        if late > 0 and not self._was_late:
+            self._was_late = self.items is None  # the deadline of the whole call may be missed as well
             logger().warning(
                 "task %r came %.3g s after its %s of %g s: it blocked the event loop, or did not let itself be cancelled. "
                 "What blocks belongs into a sync function, to be called with to_thread()",
@@ -375,7 +404,7 @@ class Call:
         if is_being_cancelled(self._cancellations) or (slot is not None and (slot.given_up or slot.cancelled)):
             return None
         options = self.spec.options
-        return delay_before(options.name, options.retry_on, options.retry_delay, exc)
+        return delay_before(options.name, options.retry_on, options.retry_delay, self.attempts, exc)
 
     def _is_misfit(self, exc: BaseException) -> bool:
         """Whether it is the caller's mistake: wrong arguments come out as from any function."""

@@ -1,10 +1,11 @@
 """One call from beginning to end, twice: for those that are awaited, and for functions that are called in place.
 
-`run` and `run_sync` are the same text but for `await`.
+What has `_sync` at its end is the same text as what has not, but for `await`, and for who keeps a deadline.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,14 +23,7 @@ __all__ = ["run", "run_sync"]
 async def run(call: Call) -> Any:
     """Call a task's function, in the event loop or on a backend, until it succeeds or may not be tried again."""
     with call:
-        while True:
-            try:
-                result = await attempt(call)  # only the user's function is in here
-                break
-            except Exception as exc:  # never a cancellation, nor a group that holds one
-                delay = call.retry_in(exc)
-            await pause(delay)
-            call.attempts += 1
+        result = await (attempt(call) if call.spec.is_single else attempts(call))
         if call.home.watcher is not None:
             call.result = result
         return result
@@ -38,17 +32,69 @@ async def run(call: Call) -> Any:
 def run_sync(call: Call) -> Any:
     """Call a task's function until it succeeds or may not be tried again."""
     with call:
-        while True:
-            try:
-                result = attempt_sync(call)  # only the user's function is in here
-                break
-            except Exception as exc:  # never a cancellation, nor a group that holds one
-                delay = call.retry_in(exc)
-            pause_sync(call, delay)
-            call.attempts += 1
+        result = attempt_sync(call) if call.spec.is_single else attempts_sync(call)
         if call.home.watcher is not None:
             call.result = result
         return result
+
+
+def attempts(call: Call) -> Awaitable[Any]:
+    """Run the function as often as it takes, until the deadline for the whole call if it has one."""
+    total = call.spec.total_timeout
+    return retried(call) if total is None else retried_in_time(call, total)
+
+
+def attempts_sync(call: Call) -> Any:
+    """Run the function as often as it takes, until the deadline for the whole call if it has one."""
+    total = call.spec.total_timeout
+    return retried_sync(call) if total is None else retried_in_time_sync(call, total)
+
+
+async def retried(call: Call) -> Any:
+    """Run the function until it succeeds or may not be tried again."""
+    while True:
+        try:
+            return await attempt(call)  # only the user's function is in here
+        except Exception as exc:  # never a cancellation, nor a group that holds one
+            delay = call.retry_in(exc)
+        await pause(delay)
+        call.attempts += 1
+
+
+def retried_sync(call: Call) -> Any:
+    """Run the function until it succeeds or may not be tried again."""
+    while True:
+        try:
+            return attempt_sync(call)  # only the user's function is in here
+        except Exception as exc:  # never a cancellation, nor a group that holds one
+            delay = call.retry_in(exc)
+        pause_sync(call, delay)
+        call.attempts += 1
+
+
+async def retried_in_time(call: Call, total: float) -> Any:
+    """The same until a deadline, which ends attempts and waits."""
+    deadline = anyio.current_time() + total
+    call.begin_total(total)
+    try:
+        with anyio.CancelScope(deadline=deadline):
+            value = await retried(call)
+            if (now := anyio.current_time()) > deadline:
+                call.arrived("total_timeout", total, now - deadline)
+            return value
+        await give_way(deadline)
+        raise call.timed_out("total")
+    finally:
+        call.last_error = None  # its traceback holds the call
+
+
+def retried_in_time_sync(call: Call, total: float) -> Any:
+    """The same until a deadline, which ends attempts and waits."""
+    call.begin_total(total)
+    try:
+        return retried_sync(call)
+    finally:
+        call.last_error = None  # its traceback holds the call
 
 
 def attempt(call: Call) -> Awaitable[Any]:
@@ -68,16 +114,18 @@ def attempt(call: Call) -> Awaitable[Any]:
 def attempt_sync(call: Call) -> Any:
     """Run the function once, here and now, or in a thread if it has a deadline."""
     spec = call.spec
-    if spec.timeout is None:
+    scope, limit = call.next_limit()
+    if limit is None:
         watcher = call.home.watcher
         func = spec.func if watcher is None else watcher.surrounded(call, spec.func, is_async=False)
         return func(*call.args, **call.kwargs) if call.kwargs else func(*call.args)
     try:
-        return run_in_daemon(described(call), spec.timeout)
+        return run_in_daemon(described(call, limit), limit)
     except AttemptTimeout:
-        raise call.timed_out("attempt", spec.timeout) from None
+        pass
     except AttemptRefused as refused:
         raise call.refuse(refused.error) from None
+    raise call.timed_out(scope)
 
 
 async def attempt_in_time(call: Call, func: Callable[..., Any], timeout: float) -> Any:
@@ -91,27 +139,28 @@ async def attempt_in_time(call: Call, func: Callable[..., Any], timeout: float) 
             call.arrived("timeout", timeout, now - deadline)
         return value
     await give_way(deadline)
-    raise call.timed_out("attempt", timeout)
+    raise call.timed_out("attempt")
 
 
 async def attempt_elsewhere(call: Call, backend: Backend) -> Any:
     """Run the function once, on a backend."""
+    scope, limit = call.next_limit()
     try:
-        return await backend.run(described(call))
+        return await backend.run(described(call, limit))
     except AttemptTimeout as timeout:
-        await give_way(timeout.deadline)
-        assert call.spec.timeout is not None  # else no time can be up
-        raise call.timed_out("attempt", call.spec.timeout) from None
+        deadline = timeout.deadline
     except AttemptRefused as refused:
         raise call.refuse(refused.error) from None
+    await give_way(deadline)
+    raise call.timed_out(scope)
 
 
-def described(call: Call) -> Attempt:
-    """The next execution of the function, for those who run it."""
+def described(call: Call, limit: float | None) -> Attempt:
+    """The next execution of the function, which may take so many seconds, for those who run it."""
     spec = call.spec
     watcher = call.home.watcher
     func = spec.func if watcher is None else watcher.surrounded(call, spec.func, is_async=False)
-    return Attempt(spec.label, func, call.args, call.kwargs, spec.timeout)
+    return Attempt(spec.label, func, call.args, call.kwargs, limit)
 
 
 async def pause(delay: float) -> None:
@@ -122,7 +171,14 @@ async def pause(delay: float) -> None:
 
 
 def pause_sync(call: Call, delay: float) -> None:
-    """Wait before a retry."""
+    """Wait before a retry, but not beyond the deadline of the whole call.
+
+    Raises:
+        TaskTimeoutError: It has passed.
+    """
     if delay:
         call.refuse_to_block(delay)  # the seconds may be those that `retry_on` has returned
-        time.sleep(delay)
+    left = math.inf if call.total_deadline is None else max(call.total_deadline - time.perf_counter(), 0)
+    time.sleep(min(delay, left))
+    if delay >= left:
+        raise call.timed_out("total")

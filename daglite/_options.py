@@ -8,7 +8,7 @@ from typing import Any
 
 from . import _checks
 from ._functions import Function, is_plain
-from ._retry import RetryOn
+from ._retry import RetryDelay, RetryOn
 from ._templates import placeholders
 
 __all__ = ["Options", "checked_options"]
@@ -22,8 +22,9 @@ class Options:
     description: str | None
     retries: int
     retry_on: RetryOn
-    retry_delay: float
+    retry_delay: RetryDelay
     timeout: float | None
+    total_timeout: float | None
     item_timeout: float | None
     pump: bool
     backend: str | None
@@ -32,7 +33,7 @@ class Options:
     @property
     def deadlines(self) -> dict[str, float | None]:
         """What bounds a call, or its parts, in seconds."""
-        return {"timeout": self.timeout, "item_timeout": self.item_timeout}
+        return {"timeout": self.timeout, "total_timeout": self.total_timeout, "item_timeout": self.item_timeout}
 
     def changed(self, function: Function, changes: dict[str, Any]) -> Options:
         """These options with some others, checked together."""
@@ -52,6 +53,7 @@ def checked_options(
     retry_on: Any,
     retry_delay: Any,
     timeout: Any,
+    total_timeout: Any,
     item_timeout: Any,
     pump: Any,
     backend: Any,
@@ -66,31 +68,44 @@ def checked_options(
     name = _checked_name(name, function)
     where = f"task {name!r}"
     if function.is_generator:
-        _refuse_for_streams(where, retries=retries, retry_on=retry_on, retry_delay=retry_delay, timeout=timeout)
+        _refuse_for_streams(
+            where,
+            retries=retries,
+            retry_on=retry_on,
+            retry_delay=retry_delay,
+            timeout=timeout,
+            total_timeout=total_timeout,
+        )
+    deadlines = {"timeout": timeout, "total_timeout": total_timeout, "item_timeout": item_timeout}
     return Options(
         name=name,
         description=_checked_description(where, description, function),
         retries=_checks.whole(f"{where}: retries", retries, least=0),
         retry_on=_checked_retry_on(where, retry_on),
-        retry_delay=_checks.finite(f"{where}: retry_delay", retry_delay, least=0),
+        retry_delay=_checked_retry_delay(where, retry_delay),
         timeout=_checked_seconds(f"{where}: timeout", timeout),
+        total_timeout=_checked_seconds(f"{where}: total_timeout", total_timeout),
         item_timeout=_checked_item_timeout(where, item_timeout, function),
         pump=_checked_pump(where, pump, function),
-        backend=_checked_backend(where, backend, {"timeout": timeout, "item_timeout": item_timeout}, function),
+        backend=_checked_backend(where, backend, deadlines, function),
         wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
 
 
-_DEFAULTS = {"retries": 0, "retry_on": Exception, "retry_delay": 0, "timeout": None}
+_DEFAULTS = {"retries": 0, "retry_on": Exception, "retry_delay": 0, "timeout": None, "total_timeout": None}
+_INSTEAD = {
+    "timeout": "use item_timeout= (seconds per item)",
+    "total_timeout": "use item_timeout= (seconds per item), or put a deadline around the loop that consumes it",
+}
 
 
 def _refuse_for_streams(where: str, **given: Any) -> None:
     """Raise for an option that a stream has no use for."""
     for option, value in given.items():
         if value != _DEFAULTS[option] or isinstance(value, bool):
-            remedy = "use item_timeout= (seconds per item)"
-            if option != "timeout":
-                remedy = "a stream cannot start over; retry inside it, or in the task that consumes it"
+            remedy = _INSTEAD.get(
+                option, "a stream cannot start over; retry inside it, or in the task that consumes it"
+            )
             raise ValueError(f"{where} is a generator: {option}={value!r} does not apply to streams; {remedy}")
 
 
@@ -149,6 +164,16 @@ def _checked_retry_on(where: str, retry_on: Any) -> RetryOn:
     if is_plain(retry_on):
         return retry_on  # type: ignore[no-any-return]
     raise TypeError(f"{where}: retry_on must be exception types or a plain function of the error, not {retry_on!r}")
+
+
+def _checked_retry_delay(where: str, delay: Any) -> RetryDelay:
+    if callable(delay):
+        if is_plain(delay):
+            return delay  # type: ignore[no-any-return]
+        raise TypeError(
+            f"{where}: retry_delay must be seconds, a Backoff or a plain function of the retry's number, not {delay!r}"
+        )
+    return _checks.finite(f"{where}: retry_delay", delay, least=0)
 
 
 def _checked_backend(where: str, backend: Any, deadlines: dict[str, Any], function: Function) -> str | None:

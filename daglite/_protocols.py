@@ -25,6 +25,7 @@ class Watched(Protocol):
     cancel: Callable[[], None] | None
     work: Thread | None
     deadline: float | None
+    total_deadline: float | None
     backing_off: tuple[int, float]
 
     @property

@@ -138,8 +138,7 @@ class PumpedSteps(AsyncSteps):
             await give_way(timeout.deadline)
         except BaseException as cancellation:
             return cancellation
-        assert self.call.spec.item_timeout is not None
-        return self.call.timed_out("item", self.call.spec.item_timeout)
+        return self.call.timed_out("item")
 
     def _check_owner(self) -> None:
         """Raise if nobody would close it.

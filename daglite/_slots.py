@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import anyio
+
 from ._context import Home, Position, Root, here, reset, set_current
-from ._eventloop import check_waiting_task, in_event_loop
+from ._eventloop import check_waiting_task, in_event_loop, running_task
 from ._running import Running
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from ._protocols import Watched
     from ._threads import Stuck, Threads
 
-__all__ = ["Slot", "ThreadCancelled", "check_cancelled"]
+__all__ = ["Slot", "ThreadCancelled", "check_cancelled", "remaining"]
 
 
 class ThreadCancelled(BaseException):
@@ -59,6 +62,7 @@ class Slot:
         self.cancelled: bool = False  # to be noticed by `check_cancelled`; what it does is heard all the same
         self.began: float = 0.0  # by `time.perf_counter`, as all that the tree of calls shows
         self.deadline: float | None = None
+        self.expires: float = math.inf  # when who waits for it does so no more; the deadlines around that count as well
         self.threads: Threads | None = None  # among which it has a place
         self.has_place: bool = False
         self._holder: Slot | None = None  # whose place that is, if it stands in for another
@@ -249,6 +253,13 @@ class Slot:
         self.let_notice()
         return True
 
+    def left(self) -> float:
+        """Seconds that it has yet, or those that wait for it."""
+        if self.cancelled or self.given_up:
+            return 0.0
+        left = self.expires - time.perf_counter()
+        return left if self._outer is None else min(left, self._outer.left())
+
     def let_notice(self) -> None:
         """Let its code notice that the caller is cancelled: by `check_cancelled`, or by what it waits for."""
         with self._lock:
@@ -338,6 +349,38 @@ class Slot:
     def _forget(self, inner: Slot) -> None:
         with self._lock:
             self._inner.pop(inner, None)
+
+
+def remaining() -> float:
+    """Seconds that are left to the running code, until the first of the deadlines around it.
+
+    Those are its task's `timeout`, `total_timeout` and `item_timeout`, and the cancel scopes of anyio around the call: in the
+    event loop, and in a worker thread that somebody waits for there. Of `asyncio.timeout` and `asyncio.wait_for` nobody
+    knows but asyncio.
+
+    ```python
+    import anyio
+    from daglite import remaining, task
+
+
+    @task(timeout=30)
+    async def fetch() -> bool:
+        return 29 < remaining() <= 30
+
+
+    assert anyio.run(fetch)
+    ```
+
+    Returns:
+        The seconds; 0 if the time is up or the caller was cancelled, `math.inf` if there is no deadline.
+    """
+    left = math.inf
+    if running_task() is not None:
+        left = anyio.current_effective_deadline() - anyio.current_time()
+    slot = here().slot
+    if isinstance(slot, Slot):
+        left = min(left, slot.left())
+    return max(left, 0.0)
 
 
 def check_cancelled() -> None:

@@ -23,10 +23,12 @@ class Spec:
         self.func: Any = function.call
         self.retries: int = options.retries
         self.timeout: float | None = options.timeout
+        self.total_timeout: float | None = options.total_timeout
         self.item_timeout: float | None = options.item_timeout
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
-        self.is_plain: bool = self.timeout is None and self.item_timeout is None and not self.retries
+        self.is_single: bool = not self.retries and self.total_timeout is None  # an attempt is all of a call
+        self.is_plain: bool = self.is_single and self.timeout is None and self.item_timeout is None
         self.is_pumped: bool = options.pump or (self.is_async and self.item_timeout is not None)
         self.description: str | None = options.description
 

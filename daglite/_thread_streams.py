@@ -96,10 +96,19 @@ class OwnThread(Steps):
     def _stuck(self) -> Stuck:
         """Who counts it when it is abandoned."""
 
-    def _ask(self, make: Callable[[], Any], reply: Reply, limit: float | None) -> None:
-        """Have the thread do something, which may take so many seconds."""
+    def _ask(self, make: Callable[[], Any], reply: Reply, limit: float | None, left: float = math.inf) -> None:
+        """Have the thread do something.
+
+        Args:
+            make: What it is to do.
+            reply: For what it says.
+            limit: Seconds that it may take.
+            left: Seconds that who waits for it has.
+        """
         self._slot.resume()
-        self._slot.deadline = self.call.deadline = None if limit is None else time.perf_counter() + limit
+        now = time.perf_counter()
+        self._slot.deadline = self.call.deadline = None if limit is None else now + limit
+        self._slot.expires = now + (left if limit is None else min(left, limit))
         self._requests.put((make, reply))
 
     def _abandoned(self) -> None:
@@ -163,8 +172,7 @@ class ThreadSteps(OwnThread, AwaitedSteps):
             await give_way(error.deadline)
         except BaseException as cancellation:
             return cancellation
-        assert self.call.spec.item_timeout is not None
-        return self.call.timed_out("item", self.call.spec.item_timeout)
+        return self.call.timed_out("item")
 
     async def _discard(self) -> None:
         self.generator.close()
@@ -196,8 +204,9 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         """
         event = anyio.Event()
         reply = Reply(event)
-        self._ask(make, reply, limit)
-        deadline = math.inf if limit is None else anyio.current_time() + limit
+        now = anyio.current_time()
+        self._ask(make, reply, limit, anyio.current_effective_deadline() - now)
+        deadline = math.inf if limit is None else now + limit
         cancellation = await (self._patiently(event) if limit is None else self._until(event, deadline))
         if not event.is_set():
             if self._slot.abandon(self._stuck()):  # else it has ended in this moment, and an item that arrives wins
@@ -260,7 +269,7 @@ class TimedSteps(OwnThread):
             reply = Reply(event := threading.Event())
             self._ask(self.within(make), reply, limit)
             if not self._wait(event, limit):
-                raise self.left(self.call.timed_out("item", limit))
+                raise self.left(self.call.timed_out("item"))
             if reply.error is not None:
                 self._dismiss()
                 raise self.left(reply.error, thrown)

@@ -29,6 +29,7 @@ class Work(Protocol):
     name: str
     began: float
     deadline: float | None
+    expires: float
     threads: Threads | None
     loop: Loop | None
     has_place: bool
@@ -166,6 +167,8 @@ class Threads:
             self.loop = Loop()
         await acquire(limiter, work)
         work.threads, work.loop, work.has_place = self, self.loop, True
+        left = anyio.current_effective_deadline() - anyio.current_time()
+        work.expires = time.perf_counter() + (left if timeout is None else min(left, timeout))
         try:
             self.stuck.refuse(work.name)
             if timeout is None:

@@ -33,7 +33,8 @@ class LiveCall:
             `"stuck in an abandoned thread"`, of a thread whose caller was released, and which Python cannot stop.
         age: Seconds since it began.
         attempts: How often its function was run.
-        deadline: Seconds until the attempt's time is up, below 0 if it is; `None` if it has no `timeout`.
+        deadline: Seconds until its time is up, by its `timeout`, `total_timeout` or `item_timeout`, below 0 if it is; `None`
+            if nothing of that applies.
         retry_in: Seconds until the next attempt, if it is backing off.
         items: Of a stream, how many it gave; `None` of other calls.
         calls: The calls that it has made and that run.
@@ -172,7 +173,8 @@ def _alone(call: Watched, steps: Any, now: float) -> LiveCall:
         pass  # it runs in the event loop, also if a thread waits for it there
     elif call.slot is not None or (steps is not None and steps.in_thread):
         state = "in a thread"
-    left = None if deadline is None else deadline - now
+    deadlines = [each for each in (deadline, call.total_deadline) if each is not None]
+    left = min(deadlines) - now if deadlines else None
     return LiveCall(call.metadata, state, now - call.began, call.attempts, left, retry_in, call.items)
 
 

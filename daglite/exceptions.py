@@ -107,7 +107,8 @@ class TaskTimeoutError(TaskError, TimeoutError):
 
     Args:
         message: What happened, for a person.
-        scope: Which deadline passed: `"attempt"` for the task's `timeout`.
+        scope: Which deadline has passed: `"attempt"` for the task's `timeout`, `"total"` for its `total_timeout`, `"item"` for
+            the `item_timeout` of a stream.
         limit: The time that was allowed, in seconds.
         metadata: The call that timed out.
         attempts: How often its function was run.

@@ -19,7 +19,7 @@ from ._options import Options, checked_options
 from ._protocols import Attempt, Backend
 from ._pumps import FromThreadSteps, PumpedSteps
 from ._reference import reduce_partial, reduce_task
-from ._retry import RetryOn
+from ._retry import RetryDelay, RetryOn
 from ._spec import Spec
 from ._steps import AsyncSteps, SyncSteps
 from ._streams import AsyncStream, SyncStream
@@ -117,14 +117,19 @@ class Task(Generic[P, R]):
         return self._spec.options.retry_on
 
     @property
-    def retry_delay(self) -> float:
-        """Seconds before a retry."""
+    def retry_delay(self) -> RetryDelay:
+        """Seconds before a retry, or what says how many."""
         return self._spec.options.retry_delay
 
     @property
     def timeout(self) -> float | None:
         """Seconds for each attempt; `None` if there is no limit."""
         return self._spec.options.timeout
+
+    @property
+    def total_timeout(self) -> float | None:
+        """Seconds for the whole call; `None` if there is no limit."""
+        return self._spec.options.total_timeout
 
     @property
     def item_timeout(self) -> float | None:
@@ -169,8 +174,9 @@ class Task(Generic[P, R]):
         description: str | NotGiven | None = NOT_GIVEN,
         retries: int | NotGiven = NOT_GIVEN,
         retry_on: RetryOn | NotGiven = NOT_GIVEN,
-        retry_delay: float | NotGiven = NOT_GIVEN,
+        retry_delay: RetryDelay | NotGiven = NOT_GIVEN,
         timeout: float | NotGiven | None = NOT_GIVEN,
+        total_timeout: float | NotGiven | None = NOT_GIVEN,
         item_timeout: float | NotGiven | None = NOT_GIVEN,
         pump: bool | NotGiven = NOT_GIVEN,
         backend: str | NotGiven | None = NOT_GIVEN,
@@ -185,6 +191,7 @@ class Task(Generic[P, R]):
             retry_on: As above.
             retry_delay: As above, in seconds.
             timeout: As above, in seconds.
+            total_timeout: As above, in seconds.
             item_timeout: As above, in seconds.
             pump: As above.
             backend: As above.
@@ -201,6 +208,7 @@ class Task(Generic[P, R]):
             "retry_on": retry_on,
             "retry_delay": retry_delay,
             "timeout": timeout,
+            "total_timeout": total_timeout,
             "item_timeout": item_timeout,
             "pump": pump,
             "backend": backend,
@@ -312,7 +320,7 @@ class AsyncTask(Task[P, R]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            TaskTimeoutError: The last attempt took longer than `timeout`.
+            TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
         """
         return await run(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
 
@@ -347,7 +355,7 @@ class AsyncTask(Task[P, R]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            TaskTimeoutError: The last attempt took longer than `timeout`.
+            TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
             CallCancelledError: The call was cancelled by itself.
             RuntimeError: An event loop runs in this thread: `await` the task.
             SessionError: There is no event loop to go to, or the session has ended.
@@ -406,8 +414,8 @@ class SyncTask(Task[P, R]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            TaskTimeoutError: The last attempt took longer than `timeout`.
-            RuntimeError: The task has a `timeout` or waits before a retry, and an event loop runs in this thread, which it
+            TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
+            RuntimeError: The task has a deadline or waits before a retry, and an event loop runs in this thread, which it
                 would block: use `to_thread`.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
@@ -426,7 +434,7 @@ class SyncTask(Task[P, R]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            TaskTimeoutError: The last attempt took longer than `timeout`.
+            TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return await run(self._call(args, kwargs, THREAD))  # type: ignore[no-any-return]
@@ -691,8 +699,9 @@ def task(
     description: str | None = None,
     retries: int = 0,
     retry_on: RetryOn = Exception,
-    retry_delay: float = 0.0,
+    retry_delay: RetryDelay = 0.0,
     timeout: float | None = None,
+    total_timeout: float | None = None,
     item_timeout: float | None = None,
     pump: bool = False,
     backend: str | None = None,
@@ -706,8 +715,9 @@ def task(
     description: str | None = None,
     retries: int = 0,
     retry_on: RetryOn = Exception,
-    retry_delay: float = 0.0,
+    retry_delay: RetryDelay = 0.0,
     timeout: float | None = None,
+    total_timeout: float | None = None,
     item_timeout: float | None = None,
     pump: bool = False,
     backend: str | None = None,
@@ -743,10 +753,13 @@ def task(
             it is the `TaskError` of a nested task, with its `root_cause`; or a function of the error that returns
             whether to try again, or the seconds to wait before it, as for a server that says `Retry-After`. Mind
             that `TaskTimeoutError` is an `OSError`, as Python's `TimeoutError` is.
-        retry_delay: Seconds before a retry; 0 by default.
+        retry_delay: Seconds before a retry; 0 by default. Or a `Backoff`, or any function from the retry's number (1, 2, …)
+            to seconds.
         timeout: Seconds for each attempt; unlimited by default. A coroutine function is cancelled at its next `await`; of
             a plain function the thread is abandoned, and the caller goes on. A timed-out attempt is retried like any
             other failure. A value that arrives wins, even late, as with `anyio.fail_after`.
+        total_timeout: Seconds for the whole call, with all its attempts and the waits between them; unlimited by default. What
+            runs at the deadline is ended as by `timeout`, and nothing is tried again. The last attempt's error is the cause.
         item_timeout: For streams: seconds for producing one item; unlimited by default. The time that the consumer takes does
             not count. At the deadline the stream is over: an async generator, which lives in a task of its own as by `pump`,
             is cancelled; the thread of a plain one is abandoned, as by `timeout`. An item that arrives wins, also late.
@@ -772,6 +785,7 @@ def task(
         "retry_on": retry_on,
         "retry_delay": retry_delay,
         "timeout": timeout,
+        "total_timeout": total_timeout,
         "item_timeout": item_timeout,
         "pump": pump,
         "backend": backend,
