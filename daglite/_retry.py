@@ -60,9 +60,9 @@ class Backoff:
             retry: Its number: 1, 2, …
         """
         try:
-            delay = min(self.initial * float(self.factor) ** (retry - 1), self.maximum)
+            delay = float(min(self.initial * float(self.factor) ** (retry - 1), self.maximum))
         except OverflowError:  # after so many that only the maximum is left
-            delay = self.maximum if self.initial else 0.0
+            delay = float(self.maximum) if self.initial else 0.0
         if not self.jitter:
             return delay
         import random  # for those who wait
