@@ -41,11 +41,15 @@ class Request:
     Args:
         make: Gives what the generator is stepped or closed with, to be awaited.
         is_plain: Whether it asks for the next item, and any will do.
+        thrown: What is thrown into the generator by it.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[Any]], *, is_plain: bool) -> None:
+    def __init__(
+        self, make: Callable[[], Awaitable[Any]], *, is_plain: bool = False, thrown: BaseException | None = None
+    ) -> None:
         self.make = make
         self.is_plain = is_plain
+        self.thrown = thrown
         self.done = anyio.Event()
         self.item: Any = NOT_GIVEN
         self.error: BaseException | None = None
@@ -107,18 +111,18 @@ class PumpedSteps(AsyncSteps):
         if self.context is None:
             self._check_owner()
         self.enter(what)
-        request = Request(self.within(make), is_plain=thrown is None)
+        request = Request(self.within(make), is_plain=thrown is None, thrown=thrown)
         cancellation: BaseException | None = None
         try:
             cancellation = await self._ask(request)
-            failure, own = (None, None) if request.error is None else without_cancellation(request.error)
+            failure, own = (None, None) if request.error is None else sorted_out(request.error, thrown)
             if isinstance(failure, AttemptTimeout):
                 failure = cancellation or await self._timed_out(failure)
             if self.closing and (failure is None or isinstance(failure, (StopAsyncIteration, GeneratorExit))):
                 self.end(None, closed=True)  # elsewhere
                 raise cancellation or StopAsyncIteration
-            if failure is not None:
-                raise self.left(passed_through(failure, thrown), thrown)
+            if failure is not None and (failure is not thrown or cancellation is None):
+                raise self.left(failure, thrown)
             if cancellation is not None:
                 raise self.left(cancellation)
             if own is not None:  # by `Task.cancel`, say: nobody here is being cancelled
@@ -202,7 +206,7 @@ class PumpedSteps(AsyncSteps):
             self._stepped = anyio.Event()
             self._cancel()
             return await self._until(self._stepped)
-        request = Request(self.within(self.generator.aclose, is_last=True), is_plain=False)
+        request = Request(self.within(self.generator.aclose, is_last=True))
         self._want(request)
         interrupted = await self._until(self._finished)
         error, cancellation = (interrupted, None) if request.error is None else without_cancellation(request.error)
@@ -223,14 +227,18 @@ class PumpedSteps(AsyncSteps):
         """Wait, whatever is cancelled.
 
         Returns:
-            The native cancellation that went through the shield; the pump ends by itself.
+            The native cancellation that went through the shield. A second one waits no more: the pump ends by itself.
         """
-        try:
-            with anyio.CancelScope(shield=True):
-                await event.wait()
-        except get_cancelled_exc_class() as interrupted:
-            return interrupted
-        return None
+        interrupted: BaseException | None = None
+        while not event.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await event.wait()
+            except get_cancelled_exc_class() as exc:
+                if interrupted is not None:
+                    break
+                interrupted = exc
+        return interrupted
 
     def _cancel(self) -> None:
         self._cancelled = True
@@ -272,15 +280,15 @@ class PumpedSteps(AsyncSteps):
             self._hand_over(request)
         else:
             self._early = None
-            request.answer(*await self._take_in_time(request.make))
+            request.answer(*await self._take_in_time(request))
         if self._is_done_for():
             await self._end_generator()
 
     async def _throw(self, cancellation: BaseException) -> None:
         """Between two steps a scope of the generator was cancelled, or its pump: it is told so where it is suspended."""
         is_second = self._early is not None  # it has been told before, and has yielded
-        early = Request(self.generator.aclose, is_plain=False)
-        early.answer(*await self._take(partial(self.generator.athrow, cancellation)))
+        early = Request(partial(self.generator.athrow, cancellation))
+        early.answer(*await self._take(early))
         self._early = early
         if is_second or self._is_done_for():
             await self._end_generator()
@@ -291,7 +299,7 @@ class PumpedSteps(AsyncSteps):
 
     async def _end_generator(self) -> None:
         if not self._is_over:
-            _, error = await self._take(self.generator.aclose)
+            _, error = await self._take(Request(self.generator.aclose))
             self._is_over = True
             if isinstance(error, Exception):
                 logger().error("stream %r failed to close", self.call.spec.label, exc_info=error)
@@ -303,15 +311,15 @@ class PumpedSteps(AsyncSteps):
         else:
             request.answer(early.item, early.error)
 
-    async def _take_in_time(self, make: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    async def _take_in_time(self, request: Request) -> tuple[Any, BaseException | None]:
         """Step the generator within its `item_timeout`, if it has one."""
         limit = self.call.spec.item_timeout
         if limit is None or self.closing:
-            return await self._take(make)
+            return await self._take(request)
         assert self._scope is not None
         deadline = anyio.current_time() + limit
         self._scope.deadline, self.call.deadline = deadline, time.perf_counter() + limit
-        item, error = await self._take(make)
+        item, error = await self._take(request)
         late, self.call.deadline = anyio.current_time() - deadline, None
         if self._is_done_for():  # in the meantime, and a close has a deadline of its own
             return item, error
@@ -325,24 +333,31 @@ class PumpedSteps(AsyncSteps):
             self.call.arrived("item_timeout", limit, late)
         return item, error
 
-    async def _take(self, make: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    async def _take(self, request: Request) -> tuple[Any, BaseException | None]:
         """Step the generator, in its own context."""
         assert self.context is not None
         try:
-            return await in_context(self.context, make()), None
+            return await in_context(self.context, request.make()), None
         except BaseException as exc:
             self._is_over = True
-            if isinstance(exc, get_cancelled_exc_class()):
-                self._interrupted = exc
+            if isinstance(exc, get_cancelled_exc_class()) and exc is not request.thrown:
+                self._interrupted = exc  # of this task, and not of who has thrown it in
             return NOT_GIVEN, exc
 
 
-def passed_through(failure: BaseException, thrown: BaseException | None) -> BaseException:
-    """How a generator was left into which an error was thrown: a task group that it went through made a group of it."""
-    if thrown is not None and isinstance(failure, BaseExceptionGroup):
-        rest = failure.split(lambda exc: exc is thrown)[1]
-        return thrown if rest is None else failure
-    return failure
+def sorted_out(error: BaseException, thrown: BaseException | None) -> tuple[BaseException | None, BaseException | None]:
+    """How a generator was left, and the cancellation in that.
+
+    What was thrown in is itself, be it a cancellation, also where a task group that it went through made a group of it.
+    """
+    if thrown is not None:
+        is_own = error is thrown
+        if isinstance(error, BaseExceptionGroup):
+            own, others = error.split(lambda exc: exc is thrown)
+            is_own = own is not None and (others is None or without_cancellation(others)[0] is None)
+        if is_own:
+            return thrown, None
+    return without_cancellation(error)
 
 
 class FromThreadSteps:

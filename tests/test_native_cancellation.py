@@ -257,6 +257,40 @@ async def test_in_the_tick_of_an_item_it_is_not_lost(options: dict[str, Any], or
         assert pumped.ended == 1
 
 
+async def test_while_an_error_is_thrown_into_a_pumped_stream_it_is_not_lost() -> None:
+    leaves = asyncio.Event()
+
+    @task(pump=True)
+    async def items() -> AsyncIterator[int]:
+        async with anyio.create_task_group():
+            try:
+                yield 1
+            finally:
+                leaves.set()
+                try:
+                    await anyio.sleep(LONG)
+                except asyncio.CancelledError:
+                    pass
+
+    went_on = 0
+
+    async def consume() -> None:
+        nonlocal went_on
+        async with items() as stream:
+            await stream.__anext__()
+            try:
+                await stream.athrow(KeyError())
+            except KeyError:
+                went_on += 1
+
+    running = asyncio.get_running_loop().create_task(consume())
+    await leaves.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert went_on == 0
+
+
 @pytest.mark.parametrize("offset", [-1e-6, 0.0, 1e-6])
 async def test_in_the_tick_of_an_items_deadline_it_is_not_lost(offset: float) -> None:
     went_on = 0

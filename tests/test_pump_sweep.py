@@ -1,11 +1,12 @@
 """Pumped streams, cancelled once at each point of their lives: every generator that has begun has ended, in its own task."""
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import pytest
@@ -37,9 +38,11 @@ class Lives:
         finally:
             assert anyio.get_current_task().id == here
             variable.reset(token)
-            with anyio.CancelScope(shield=True):
-                await checkpoint()
-            self.ended[name] += 1
+            try:
+                with anyio.CancelScope(shield=True):  # which is none to asyncio's own cancellation
+                    await checkpoint()
+            finally:
+                self.ended[name] += 1
 
 
 lives: ContextVar[Lives] = ContextVar("lives")
@@ -86,6 +89,17 @@ async def nested(to: int) -> AsyncIterator[int]:
                 async for other in others:
                     yield number + other
                     break
+
+
+@task(item_timeout=60)
+async def timed(to: int) -> AsyncIterator[int]:
+    """Has a deadline for each item, which never passes."""
+    async with lives.get().one("timed"), anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        for number in range(to):
+            await checkpoint()
+            yield number
+        group.cancel_scope.cancel()
 
 
 @task
@@ -170,10 +184,20 @@ async def left_to_the_session() -> None:
         assert await kept.__anext__() == 0
 
 
-SCENARIOS = [whole, early, failing, sent_and_thrown, from_other_tasks, as_context_manager, left_to_the_session]
+async def in_time() -> None:
+    async with timed(3) as items:
+        assert [item async for item in items] == [0, 1, 2]
+    async with timed(3) as items:
+        assert await items.__anext__() == 0
 
 
-async def run_until(steps: int, scenario: Callable[[], Awaitable[None]], recorder: Recorder | None) -> bool:
+SCENARIOS = [in_time, whole, early, failing, sent_and_thrown, from_other_tasks, as_context_manager, left_to_the_session]
+
+
+Scenario: TypeAlias = Callable[[], Awaitable[None]]
+
+
+async def cancelled_by_scope(steps: int, scenario: Scenario) -> bool:
     """Run a scenario, and cancel it after so many steps of the event loop; whether that has reached it."""
 
     async def cancel() -> None:
@@ -181,34 +205,43 @@ async def run_until(steps: int, scenario: Callable[[], Awaitable[None]], recorde
             await checkpoint()
         scope.cancel()
 
-    async def cancelled() -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(cancel)
-            with scope:
-                await scenario()
-            group.cancel_scope.cancel()
-
-    scope = anyio.CancelScope()
-    if recorder is None:
-        await cancelled()
-    else:
-        async with session() as s:
-            s.watch(recorder.watch)
-            await cancelled()
-        assert s.tree().calls == ()
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancel)
+        with anyio.CancelScope() as scope:
+            await scenario()
+        group.cancel_scope.cancel()
     return scope.cancelled_caught
 
 
-@pytest.mark.parametrize("where", ["outside", "session"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_every_generator_that_has_begun_ends(
-    scenario: Callable[[], Awaitable[None]], where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+async def cancelled_natively(steps: int, scenario: Scenario) -> bool:
+    """The same by asyncio's own `Task.cancel`."""
+
+    async def run() -> None:
+        await scenario()
+
+    running = asyncio.get_running_loop().create_task(run())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    try:
+        await running
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+async def sweep(scenario: Scenario, cancelled: Callable[[int, Scenario], Awaitable[bool]], where: str) -> None:
+    """Run a scenario again and again, cancelled one step later each time, until it ends before."""
     for steps in range(MOST):
         counted, recorder = Lives(), Recorder() if where == "session" else None
         token = lives.set(counted)
-        was_cancelled = await run_until(steps, scenario, recorder)
+        if recorder is None:
+            was_cancelled = await cancelled(steps, scenario)
+        else:
+            async with session() as s:
+                s.watch(recorder.watch)
+                was_cancelled = await cancelled(steps, scenario)
+            assert s.tree().calls == ()
         lives.reset(token)
         assert counted.begun == counted.ended, steps
         assert variable.get() == "unset"
@@ -222,6 +255,26 @@ async def test_every_generator_that_has_begun_ends(
         if not was_cancelled:
             break
     assert 5 < steps < MOST - 1
+
+
+@pytest.mark.parametrize("where", ["outside", "session"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_every_generator_that_has_begun_ends(
+    scenario: Scenario, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await sweep(scenario, cancelled_by_scope, where)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("where", ["outside", "session"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_the_same_by_asyncios_own_cancellation(
+    scenario: Scenario, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await sweep(scenario, cancelled_natively, where)
     assert caplog.records == []
 
 
