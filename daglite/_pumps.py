@@ -6,6 +6,7 @@ belong to its task. That waits inside of them while the generator is suspended, 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -121,7 +122,9 @@ class PumpedSteps(AsyncSteps):
             if self.closing and (failure is None or isinstance(failure, (StopAsyncIteration, GeneratorExit))):
                 self.end(None, closed=True)  # elsewhere
                 raise cancellation or StopAsyncIteration
-            if failure is not None and (failure is not thrown or cancellation is None):
+            if cancellation is not None and (failure is thrown or isinstance(failure, StopAsyncIteration)):
+                failure = None  # that it has ended otherwise is no reason to go on
+            if failure is not None:
                 raise self.left(failure, thrown)
             if cancellation is not None:
                 raise self.left(cancellation)
@@ -200,7 +203,9 @@ class PumpedSteps(AsyncSteps):
         """
         grace = self.call.home.settings.grace
         self._deadline = anyio.current_time() + grace
-        if self._scope is not None:
+        if self._scope is None:
+            self._forgo()
+        else:
             self._scope.deadline = self._deadline
         if self.busy:  # with a step elsewhere, which then ends the stream
             self._stepped = anyio.Event()
@@ -242,28 +247,39 @@ class PumpedSteps(AsyncSteps):
 
     def _cancel(self) -> None:
         self._cancelled = True
-        if self._scope is not None:
+        if self._scope is None:
+            self._forgo()
+        else:
             self._scope.cancel()
-        self._wanted.set()  # it may wait inside a scope of the generator that is shielded
+            self._wanted.set()  # it may wait inside a scope of the generator that is shielded
+
+    def _forgo(self) -> None:
+        """The pump has not begun: let it do nothing when it does. A task that asyncio cancels before that never does."""
+        if not self._is_over:
+            self._is_over = True
+            with contextlib.suppress(StopIteration):
+                self.generator.aclose().send(None)  # nothing of it has run, or does
+            self._end_pump()
 
     async def _pump(self) -> None:
         """The task of the generator. What it raises is for those who ask; it opens one scope, and nothing else."""
+        if self._is_over:
+            return
         try:
             # Outside of sessions it is the event loop's own, which ends with it.
             with anyio.CancelScope(shield=self.call.home.start_soon is not None) as self._scope:
-                if self._deadline is not None:
-                    self._scope.deadline = self._deadline
-                if self._cancelled:
-                    self._scope.cancel()
                 while not self._is_over:
                     await self._serve()
             if self._interrupted is not None and not self._scope.cancel_called:
                 raise self._interrupted
         finally:
             self._interrupted = None
-            self._finished.set()
-            if self._request is not None:
-                self._hand_over(self._request)
+            self._end_pump()
+
+    def _end_pump(self) -> None:
+        self._finished.set()
+        if self._request is not None:
+            self._hand_over(self._request)
 
     async def _serve(self) -> None:
         """Wait until something is wanted, and do that."""

@@ -1,6 +1,7 @@
 """asyncio's own cancellations, which anyio does not know of: never lost, in whatever tick they come."""
 
 import asyncio
+import contextlib
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -255,6 +256,31 @@ async def test_in_the_tick_of_an_item_it_is_not_lost(options: dict[str, Any], or
         with pytest.raises(asyncio.CancelledError):
             await running
         assert pumped.ended == 1
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # anyio's, of which the task never begins
+async def test_a_pump_that_never_begins_keeps_nobody_waiting(inside: bool) -> None:
+    """A task that asyncio cancels before its first step does not run at all."""
+    me = asyncio.current_task()
+    for ticks in range(12):
+        pumped = Pumped()
+
+        async def consume(pumped: Pumped = pumped) -> None:
+            async with session() if inside else contextlib.AsyncExitStack():
+                async with task(pump=True)(pumped.items)() as items:
+                    await items.__anext__()
+
+        before = asyncio.all_tasks()
+        running = asyncio.get_running_loop().create_task(consume())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        for each in asyncio.all_tasks() - before:
+            assert each is not me
+            each.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert pumped.ended == pumped.waits.is_set()
 
 
 async def test_while_an_error_is_thrown_into_a_pumped_stream_it_is_not_lost() -> None:
