@@ -1,6 +1,7 @@
 """`item_timeout`: seconds for producing one item, after which the stream is over."""
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -91,8 +92,8 @@ class Source:
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_at_the_deadline_of_an_item_the_stream_is_over(grouped: bool) -> None:
     source, recorder, seen = Source(), Recorder(), []
-    rows = task(item_timeout=0.02, name="rows")(source.items)
-    assert rows.item_timeout == 0.02
+    rows = task(item_timeout=0.3, name="rows")(source.items)
+    assert rows.item_timeout == 0.3
     async with session() as s:
         s.watch(recorder.watch)
         async with rows(2, grouped) as items:
@@ -104,8 +105,8 @@ async def test_at_the_deadline_of_an_item_the_stream_is_over(grouped: bool) -> N
                 await items.__anext__()
     error = caught.value
     assert seen == [0, 1]
-    assert str(error) == "Task 'rows' failed after 2 items with error: no item within its item_timeout of 0.02 s"
-    assert (error.scope, error.limit) == ("item", 0.02)
+    assert str(error) == "Task 'rows' failed after 2 items with error: no item within its item_timeout of 0.3 s"
+    assert (error.scope, error.limit) == ("item", 0.3)
     assert error.root_cause is error
     assert len(recorder.of(TaskStarted)) == len(recorder.of(TaskFailed)) == 1
     assert recorder.of(TaskSucceeded) == recorder.of(TaskCancelled) == []
@@ -113,12 +114,11 @@ async def test_at_the_deadline_of_an_item_the_stream_is_over(grouped: bool) -> N
 
 async def test_the_time_of_the_consumer_does_not_count() -> None:
     source = Source()
-    rows = task(item_timeout=0.05)(source.items)
+    rows = task(item_timeout=0.5)(source.items)
     async with rows(3) as items:
-        async for item in items:
-            await anyio.sleep(0.08)
-            if item == 2:
-                break
+        assert await items.__anext__() == 0
+        await anyio.sleep(0.7)
+        assert await items.__anext__() == 1
     assert source.said == ["cleaned up"]
 
 
@@ -153,10 +153,10 @@ async def test_an_outer_deadline_that_is_not_later_is_the_outers(seconds: float)
 
 
 async def test_an_item_that_arrives_late_wins(caplog: pytest.LogCaptureFixture) -> None:
-    @task(item_timeout=0.02)
+    @task(item_timeout=0.3)
     async def blocking() -> AsyncIterator[int]:
         yield 1
-        time.sleep(0.05)
+        time.sleep(0.4)
         yield 2
         await checkpoint()
         yield 3
@@ -165,8 +165,7 @@ async def test_an_item_that_arrives_late_wins(caplog: pytest.LogCaptureFixture) 
         assert [item async for item in items] == [1, 2, 3]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("daglite", logging.WARNING)
-    assert "task 'blocking' came 0.0" in record.getMessage()
-    assert "after its item_timeout of 0.02 s" in record.getMessage()
+    assert re.search(r"task 'blocking' came \d\S* s after its item_timeout of 0.3 s", record.getMessage())
     assert "to_thread()" in record.getMessage()
 
 
@@ -204,7 +203,7 @@ async def test_a_generator_that_makes_another_error_of_it_fails_with_that() -> N
 
 
 async def test_one_that_ends_when_it_is_cancelled_has_ended() -> None:
-    @task(item_timeout=0.02)
+    @task(item_timeout=0.3)
     async def ending() -> AsyncIterator[int]:
         yield 1
         with anyio.CancelScope() as scope:
@@ -228,7 +227,7 @@ async def test_fan_outs_collect_within_it() -> None:
 
 async def test_for_a_thread_it_is_the_same() -> None:
     source = Source()
-    rows = task(item_timeout=0.02)(source.items)
+    rows = task(item_timeout=0.3)(source.items)
 
     @task(wrap_errors=False)
     def consume() -> list[int]:
@@ -350,13 +349,13 @@ async def test_in_place_on_an_event_loop_it_is_refused(gate: Gate) -> None:
 
 def test_in_place_in_a_plain_thread_the_deadline_holds(gate: Gate) -> None:
     rows = Rows(gate)
-    stream = task(item_timeout=0.05, name="rows")(rows.items)
+    stream = task(item_timeout=0.5, name="rows")(rows.items)
     seen: list[int] = []
     with pytest.raises(TaskTimeoutError) as caught:
-        for item in stream(2):
+        for item in stream(1):
             seen.append(item)
-            time.sleep(0.08)  # which is the consumer's
-    assert seen == [0, 1]
+            time.sleep(0.7)  # which is the consumer's
+    assert seen == [0]
     assert caught.value.scope == "item"
     gate.opened.set()
     assert rows.closed.wait(5)

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ async def test_it_ends_the_wait_for_a_retry_and_says_what_went_wrong() -> None:
 async def test_it_bounds_all_attempts_together() -> None:
     attempts = 0
 
-    @task(total_timeout=0.2, timeout=0.02, retries=10**6)
+    @task(total_timeout=0.5, timeout=0.02, retries=10**6)
     async def hang() -> None:
         nonlocal attempts
         attempts += 1
@@ -99,9 +100,9 @@ async def test_it_bounds_all_attempts_together() -> None:
 
     with pytest.raises(TaskTimeoutError) as caught:
         await hang()
-    assert (caught.value.scope, caught.value.limit) == ("total", 0.2)
+    assert (caught.value.scope, caught.value.limit) == ("total", 0.5)
     assert isinstance(caught.value.__cause__, TaskTimeoutError)
-    assert 1 < attempts < 20
+    assert 1 < attempts <= 26
 
 
 async def test_a_call_in_time_is_as_any_other() -> None:
@@ -164,8 +165,8 @@ async def test_a_late_value_wins_and_is_warned_of(option: str, caplog: pytest.Lo
     (record,) = caplog.records
     assert record.name == "daglite"
     assert record.levelname == "WARNING"
-    assert f"task 'blocking' came 0.0{record.getMessage().split('0.0')[1][0]}" in record.getMessage()
-    assert f"after its {option} of 0.01 s: it blocked the event loop" in record.getMessage()
+    said = rf"task 'blocking' came \d\S* s after its {option} of 0.01 s: it blocked the event loop"
+    assert re.search(said, record.getMessage())
     assert "to_thread()" in record.getMessage()
     caplog.clear()
     assert await task(timeout=0.01, total_timeout=0.02)(blocking)() == "value"
@@ -367,7 +368,7 @@ def test_in_place_in_a_plain_thread_it_holds(gate: Gate) -> None:
 def test_in_place_attempts_are_bounded_one_by_one_and_together(gate: Gate) -> None:
     threads: set[int] = set()
 
-    @task(total_timeout=0.3, timeout=0.04, retries=10**6)
+    @task(total_timeout=0.6, timeout=0.04, retries=10**6)
     def hang() -> None:
         threads.add(threading.get_ident())
         while not gate.opened.is_set():
@@ -377,7 +378,7 @@ def test_in_place_attempts_are_bounded_one_by_one_and_together(gate: Gate) -> No
     with pytest.raises(TaskTimeoutError) as caught:
         hang()
     assert caught.value.scope == "total"
-    assert 1 < (caught.value.attempts or 0) < 15
+    assert 1 < (caught.value.attempts or 0) <= 16
     assert isinstance(caught.value.__cause__, TaskTimeoutError)
 
 
