@@ -372,23 +372,23 @@ class Call:
         self._raised = error
         return error
 
-    def arrived(self, what: str, limit: float, late: float) -> None:
+    def came_late(self, scope: Scope, late: float) -> None:
         """Say so of a value that has come too late; it wins all the same.
 
         Args:
-            what: The option whose deadline it has missed.
-            limit: How many seconds that were.
-            late: By how many seconds it has missed it; none or less if it did not.
+            scope: What the time was for that was up.
+            late: For how many seconds, by the event loop's clock; none or less if it was not.
         """
         if late > 0 and not self._was_late:
-            self._was_late = self.items is None  # the deadline of the whole call may be missed as well
+            self._was_late = scope != "item"  # the deadline of the whole call may be missed as well
+            option, _ = _OPTIONS[scope]
             logger().warning(
                 "task %r came %.3g s after its %s of %g s: it blocked the event loop, or did not let itself be cancelled. "
                 "What blocks belongs into a sync function, to be called with to_thread()",
                 self.metadata.name,
                 late,
-                what,
-                limit,
+                option,
+                getattr(self.spec, option),
             )
 
     def refuse(self, error: Exception) -> Exception:

@@ -346,7 +346,7 @@ class PumpedSteps(AsyncSteps):
                 failure, _ = without_cancellation(error)
                 return NOT_GIVEN, self._timeout if failure is None else failure
         if error is None:
-            self.call.arrived("item_timeout", limit, late)
+            self.call.came_late("item", late)
         return item, error
 
     async def _take(self, request: Request) -> tuple[Any, BaseException | None]:

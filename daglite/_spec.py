@@ -28,6 +28,7 @@ class Spec:
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
         self.is_single: bool = not self.retries and self.total_timeout is None  # an attempt is all of a call
+        self.is_bounded: bool = self.timeout is not None or self.total_timeout is not None
         self.is_plain: bool = self.is_single and self.timeout is None and self.item_timeout is None
         self.is_pumped: bool = options.pump or (self.is_async and self.item_timeout is not None)
         self.description: str | None = options.description

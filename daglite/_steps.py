@@ -115,10 +115,11 @@ class Steps:
 
     def yielded(self) -> None:
         """Note an item; who watches hears of it in the stream's own context."""
-        if self.call.home.watcher is None or self.context is None:
-            self.call.yielded()
+        call = self.call
+        if call.home.watcher is None or self.context is None:
+            call.items += 1  # type: ignore[operator]  # of a stream it is a number
         else:
-            self.context.run(self.call.yielded)
+            self.context.run(call.yielded)
 
     def left(self, exc: BaseException, thrown: BaseException | None = None) -> BaseException:
         """The end of a step that gave no item.
