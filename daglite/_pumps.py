@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 from anyio import get_cancelled_exc_class
@@ -34,6 +34,9 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 __all__ = ["FromThreadSteps", "PumpedSteps"]
+
+
+Outcome: TypeAlias = tuple[Any, BaseException | None]  # of a step: an item, or an error
 
 
 class Request:
@@ -60,6 +63,11 @@ class Request:
         self.item, self.error = item, error
         self.done.set()
 
+    def clear(self) -> None:
+        """Hold no error any more, of which the traceback would hold this."""
+        self.error = self.thrown = None
+        del self.make
+
 
 class PumpedSteps(AsyncSteps):
     """An async generator, stepped in a task of its own. All of this happens in the event loop.
@@ -76,7 +84,7 @@ class PumpedSteps(AsyncSteps):
         self._cancelled: bool = False
         self._wanted = anyio.Event()
         self._request: Request | None = None
-        self._early: Request | None = None  # what has come of the generator between two steps
+        self._early: Outcome | None = None  # what has come of the generator between two steps
         self._timeout: AttemptTimeout | None = None  # of an item; its scope is cancelled then, and the stream is over
         self._is_over: bool = False  # the generator has ended
         self._finished = anyio.Event()  # and the pump has, too
@@ -132,7 +140,9 @@ class PumpedSteps(AsyncSteps):
                 self.end(own)
                 raise CallCancelledError(f"stream {self.call.spec.label!r} was cancelled in its own task")
         finally:
-            failure = own = cancellation = request.error = None  # else a traceback would hold itself, by this frame
+            failure = own = cancellation = thrown = None  # else a traceback would hold itself, by this frame
+            request.clear()
+            del make
             self.busy = False
             if self._stepped is not None:
                 self._stepped.set()
@@ -214,19 +224,19 @@ class PumpedSteps(AsyncSteps):
         request = Request(self.within(self.generator.aclose, is_last=True))
         self._want(request)
         interrupted = await self._until(self._finished)
-        error, cancellation = (interrupted, None) if request.error is None else without_cancellation(request.error)
-        if isinstance(error, BaseExceptionGroup):
-            error = error.split(GeneratorExit)[1]  # a task group's way to be closed
-        if (
-            error is not None
-            and error is not interrupted
-            and not isinstance(error, (StopAsyncIteration, AttemptTimeout))
-        ):
-            raise self.left(error)
-        if cancellation is not None:
-            logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
-        self.end(cancellation or interrupted, closed=True)
-        return interrupted
+        error, cancellation = (None, None) if request.error is None else without_cancellation(request.error)
+        try:
+            if isinstance(error, BaseExceptionGroup):
+                error = error.split(GeneratorExit)[1]  # a task group's way to be closed
+            if error is not None and not isinstance(error, (StopAsyncIteration, AttemptTimeout)):
+                raise self.left(error)
+            if cancellation is not None:
+                logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
+            self.end(cancellation or interrupted, closed=True)
+            return interrupted
+        finally:
+            error = cancellation = interrupted = None  # as in `run`
+            request.clear()
 
     async def _until(self, event: anyio.Event) -> BaseException | None:
         """Wait, whatever is cancelled.
@@ -297,15 +307,14 @@ class PumpedSteps(AsyncSteps):
         else:
             self._early = None
             request.answer(*await self._take_in_time(request))
+            del request  # which holds what its error holds
         if self._is_done_for():
             await self._end_generator()
 
     async def _throw(self, cancellation: BaseException) -> None:
         """Between two steps a scope of the generator was cancelled, or its pump: it is told so where it is suspended."""
         is_second = self._early is not None  # it has been told before, and has yielded
-        early = Request(partial(self.generator.athrow, cancellation))
-        early.answer(*await self._take(early))
-        self._early = early
+        self._early = await self._take(partial(self.generator.athrow, cancellation))
         if is_second or self._is_done_for():
             await self._end_generator()
 
@@ -315,7 +324,7 @@ class PumpedSteps(AsyncSteps):
 
     async def _end_generator(self) -> None:
         if not self._is_over:
-            _, error = await self._take(Request(self.generator.aclose))
+            _, error = await self._take(self.generator.aclose)
             self._is_over = True
             if isinstance(error, Exception):
                 logger().error("stream %r failed to close", self.call.spec.label, exc_info=error)
@@ -325,17 +334,17 @@ class PumpedSteps(AsyncSteps):
         if early is None:
             request.answer(NOT_GIVEN, self._timeout or StopAsyncIteration())
         else:
-            request.answer(early.item, early.error)
+            request.answer(*early)
 
-    async def _take_in_time(self, request: Request) -> tuple[Any, BaseException | None]:
+    async def _take_in_time(self, request: Request) -> Outcome:
         """Step the generator within its `item_timeout`, if it has one."""
         limit = self.call.spec.item_timeout
         if limit is None or self.closing:
-            return await self._take(request)
+            return await self._take(request.make, request.thrown)
         assert self._scope is not None
         deadline = anyio.current_time() + limit
         self._scope.deadline, self.call.deadline = deadline, time.perf_counter() + limit
-        item, error = await self._take(request)
+        item, error = await self._take(request.make, request.thrown)
         late, self.call.deadline = anyio.current_time() - deadline, None
         if self._is_done_for():  # in the meantime, and a close has a deadline of its own
             return item, error
@@ -349,16 +358,18 @@ class PumpedSteps(AsyncSteps):
             self.call.came_late("item", late)
         return item, error
 
-    async def _take(self, request: Request) -> tuple[Any, BaseException | None]:
+    async def _take(self, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Outcome:
         """Step the generator, in its own context."""
         assert self.context is not None
         try:
-            return await in_context(self.context, request.make()), None
+            return await in_context(self.context, make()), None
         except BaseException as exc:
             self._is_over = True
-            if isinstance(exc, get_cancelled_exc_class()) and exc is not request.thrown:
+            if isinstance(exc, get_cancelled_exc_class()) and exc is not thrown:
                 self._interrupted = exc  # of this task, and not of who has thrown it in
             return NOT_GIVEN, exc
+        finally:
+            del make, thrown  # else a traceback would hold itself, by this frame
 
 
 def sorted_out(error: BaseException, thrown: BaseException | None) -> tuple[BaseException | None, BaseException | None]:

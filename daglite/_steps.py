@@ -306,3 +306,5 @@ def in_context(context: Context, awaitable: Awaitable[Any]) -> Generator[Any, An
                 waits_for = context.run(steps.send, value)
     except StopIteration as stop:
         return stop.value
+    finally:
+        del awaitable, steps  # which hold what is thrown in, of which the traceback holds this frame

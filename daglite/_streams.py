@@ -57,7 +57,10 @@ class AsyncStream(Generic[R_co]):
         """
         thrown = _instance(typ, value, traceback)
         make = _bound(self._steps.throw, thrown)
-        return await self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
+        try:
+            return await self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
+        finally:
+            del make, thrown, typ, value, traceback  # else its traceback, which holds this frame, would hold itself
 
     async def aclose(self) -> None:
         """Close the generator, which runs its `finally` blocks.
@@ -115,7 +118,10 @@ class SyncStream(Generic[R_co]):
         """
         thrown = _instance(typ, value, traceback)
         make = _bound(self._steps.throw, thrown)
-        return self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
+        try:
+            return self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
+        finally:
+            del make, thrown, typ, value, traceback  # else its traceback, which holds this frame, would hold itself
 
     def close(self) -> None:
         """Close the generator, which runs its `finally` blocks.

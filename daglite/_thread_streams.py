@@ -15,6 +15,7 @@ from contextvars import Context
 from typing import Any
 
 import anyio
+from anyio import to_thread
 
 from ._bridge import stuck_in_place
 from ._call import Call
@@ -151,18 +152,21 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         if self.ended:
             raise StopAsyncIteration
         self.enter(what)
+        error: BaseException | None = None
+        cancellation: BaseException | None = None
         try:
-            reply, cancellation = await self._await(self.within(make), self.call.spec.item_timeout)
-            if reply.error is not None:
+            item, error, cancellation = await self._await(self.within(make), self.call.spec.item_timeout)
+            if error is not None:
                 self._dismiss()
-                error = self.left(await self._judged(reply.error), thrown)
+                error = self.left(await self._judged(error), thrown)
                 raise StopAsyncIteration if isinstance(error, StopIteration) else error
             if cancellation is not None:
                 raise await self._cancelled(cancellation)
         finally:
+            del error, cancellation, thrown, make  # else a traceback would hold itself, by this frame
             self.busy = False
         self.yielded()
-        return reply.item
+        return item
 
     async def _judged(self, error: BaseException) -> BaseException:
         """What a step has come to: when its time was up, an outer deadline that was not later is the outer's."""
@@ -178,29 +182,50 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         self.generator.close()
 
     async def _close(self) -> None:
+        error: BaseException | None = None
+        cancellation: BaseException | None = None
         try:
-            reply, cancellation = await self._await(self.within(self.generator.close, is_last=True))
-            self._dismiss()
-            if reply.error is not None:
-                raise self.left(reply.error)
-            self.end(None, closed=True)
+            error, cancellation = await self._close_in_thread()
+            if error is not None:
+                raise self.left(error)
+            if not self.ended:
+                self.end(None, closed=True)
             if cancellation is not None:
                 raise cancellation
         finally:
+            del error, cancellation  # as in `run`
             self.busy = False
 
     async def _cancelled(self, cancellation: BaseException) -> BaseException:
         """Close the generator, and end the stream as cancelled."""
         with anyio.CancelScope(shield=True):
-            reply, _ = await self._await(self.within(self.generator.close, is_last=True))
-        self._dismiss()
-        return self.left(cancellation if reply.error is None else reply.error)
+            error, _ = await self._close_in_thread()
+        return cancellation if self.ended else self.left(cancellation if error is None else error)
 
-    async def _await(self, make: Callable[[], Any], limit: float | None = None) -> tuple[Reply, BaseException | None]:
+    async def _close_in_thread(self) -> tuple[BaseException | None, BaseException | None]:
+        """Have the thread close the generator, and end. If its items have a deadline so has that: `grace` seconds, after which
+        the stream has ended as cancelled.
+
+        Returns:
+            What the generator has failed with, and the cancellation that came in the meantime.
+        """
+        grace = None if self.call.spec.item_timeout is None else self.call.home.settings.grace
+        with anyio.CancelScope(shield=grace is not None):
+            _, error, cancellation = await self._await(self.within(self.generator.close, is_last=True), grace)
+        self._dismiss()
+        if isinstance(error, AttemptTimeout):
+            logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
+            self.end(ThreadCancelled())
+            error = None
+        return error, cancellation
+
+    async def _await(
+        self, make: Callable[[], Any], limit: float | None
+    ) -> tuple[Any, BaseException | None, BaseException | None]:
         """Have the thread do something, which may take so many seconds, and wait for it, whatever happens.
 
         Returns:
-            What it says, and the cancellation that came in the meantime.
+            What comes of it: an item, or an error; and the cancellation that came in the meantime.
         """
         event = anyio.Event()
         reply = Reply(event)
@@ -208,13 +233,13 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         self._ask(make, reply, limit, anyio.current_effective_deadline() - now)
         deadline = math.inf if limit is None else now + limit
         cancellation = await (self._patiently(event) if limit is None else self._until(event, deadline))
-        if not event.is_set():
-            if self._slot.abandon(self._stuck()):  # else it has ended in this moment, and an item that arrives wins
-                reply.error = cancellation or AttemptTimeout(deadline)
-                self._abandoned()
-        elif isinstance(reply.error, ThreadCancelled) and cancellation is not None:
-            reply.error = cancellation  # of which the generator has heard by `check_cancelled`
-        return reply, cancellation
+        if not event.is_set() and self._slot.abandon(self._stuck()):
+            self._abandoned()
+            return None, cancellation or AttemptTimeout(deadline), cancellation
+        # Or it has ended in this moment: an item that arrives wins.
+        if isinstance(reply.error, ThreadCancelled) and cancellation is not None:
+            return None, cancellation, cancellation  # of which the generator has heard by `check_cancelled`
+        return reply.item, reply.error, cancellation
 
     async def _until(self, event: anyio.Event, deadline: float) -> BaseException | None:
         """Wait until then; the cancellation that came in the meantime."""
@@ -321,7 +346,8 @@ class TimedSteps(OwnThread):
 
     async def aclose(self) -> None:
         """The same, for a session that ends; the event loop goes on in the meantime."""
-        await anyio.to_thread.run_sync(self.close_now, abandon_on_cancel=True)
+        limiter = anyio.CapacityLimiter(1)  # its own, for others may be held by those that wait for this
+        await to_thread.run_sync(self.close_now, abandon_on_cancel=True, limiter=limiter)
 
 
 def serve(

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from anyio.lowlevel import checkpoint
 from daglite import check_cancelled, gather_tasks, session, task
 from daglite.events import TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
 from daglite.exceptions import BackendError, TaskError, TaskTimeoutError
+from daglite.plugins import hook_impl
 from tests.test_events import Recorder
 from tests.test_thread_deadlines import Gate, gate
 
@@ -317,6 +319,24 @@ async def test_a_generator_in_an_abandoned_thread_is_closed_there(gate: Gate) ->
     assert seen == [0]
 
 
+async def test_a_close_in_a_thread_has_grace_seconds(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    @task(item_timeout=LONG)
+    def stubborn() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            gate.hold()
+
+    recorder = Recorder()
+    async with session(grace=0.3) as s:
+        s.watch(recorder.watch)
+        async with stubborn.to_thread() as items:
+            assert await items.__anext__() == 1
+        assert "stream 'stubborn' had not closed after 0.3 s" in caplog.text
+        gate.opened.set()
+    assert len(recorder.of(TaskCancelled)) == 1
+
+
 async def test_as_many_stuck_streams_as_threads_and_another_is_refused(gate: Gate) -> None:
     stream = task(item_timeout=0.05, name="rows")(Rows(gate).items)
 
@@ -337,6 +357,62 @@ async def test_as_many_stuck_streams_as_threads_and_another_is_refused(gate: Gat
         while any(call.state == "stuck in an abandoned thread" for call in s.tree()):
             await anyio.sleep(0.001)
         assert await work.to_thread() == 1
+
+
+@pytest.mark.parametrize("how", ["step", "step in place", "close"])
+async def test_what_surrounds_an_abandoned_stream_is_left_once_in_its_thread(gate: Gate, how: str) -> None:
+    said: list[str] = []
+
+    class Surrounding:
+        @hook_impl
+        @contextmanager
+        def activate(self, metadata: Any) -> Iterator[None]:
+            if metadata.name != "rows":
+                yield
+                return
+            mine = threading.get_ident()
+            said.append("entered")
+            try:
+                yield
+            finally:
+                said.append("left" if threading.get_ident() == mine else "left elsewhere")
+
+    closed = threading.Event()
+
+    @task(item_timeout=0.1)
+    def rows() -> Iterator[int]:
+        try:
+            if how == "close":
+                yield 1
+            else:
+                gate.hold()
+                yield 2
+        finally:
+            if how == "close":
+                gate.hold()
+            closed.set()
+
+    def in_place() -> None:
+        with rows() as items, pytest.raises(TaskTimeoutError):
+            next(items)
+
+    async with session(plugins=[Surrounding()], grace=0.3):
+        if how == "step in place":
+            await task(wrap_errors=False)(in_place).to_thread()
+        elif how == "step":
+            async with rows.to_thread() as items:
+                with pytest.raises(TaskTimeoutError):
+                    await items.__anext__()
+        else:
+            async with rows.to_thread() as items:
+                assert await items.__anext__() == 1
+        assert said == ["entered"]
+        gate.opened.set()
+        await anyio.to_thread.run_sync(closed.wait)
+        with anyio.fail_after(LONG):
+            while len(said) < 2:
+                await anyio.sleep(0.001)
+    assert said == ["entered", "left"]
 
 
 async def test_in_place_on_an_event_loop_it_is_refused(gate: Gate) -> None:
