@@ -23,8 +23,9 @@ R_co = TypeVar("R_co", covariant=True)
 class AsyncStream(Generic[R_co]):
     """An open async stream: iterate over it with `async for`, and close it with `async with` or `aclose()`.
 
-    Its generator runs in the consumer's task, but in a context of its own: variables that it sets stay inside, whoever
-    steps or closes it. After a bare `break` the session closes it, at the latest when it ends.
+    Its generator runs in the consumer's task, or with `pump=True` or `item_timeout` in one of its own, and always in a
+    context of its own: variables that it sets stay inside, whoever steps or closes it. After a bare `break` the session
+    closes it, at the latest when it ends.
     """
 
     def __init__(self, steps: Any) -> None:
@@ -39,8 +40,12 @@ class AsyncStream(Generic[R_co]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            RuntimeError: Another step runs elsewhere.
+            TaskTimeoutError: The item took longer than `item_timeout`.
+            RuntimeError: Another step runs elsewhere; or it is the first step of one with a task of its own, outside of
+                sessions and of `async with`.
             SessionError: It is the first step, and the session accepts no more calls.
+            BackendError: It is the first step of one in a thread, and as many threads as there may be are stuck past their
+                deadlines.
         """
         steps = self._steps
         return steps.run("stepped", steps.next)  # type: ignore[no-any-return]
@@ -65,9 +70,12 @@ class AsyncStream(Generic[R_co]):
     async def aclose(self) -> None:
         """Close the generator, which runs its `finally` blocks.
 
+        One with a task of its own, or with an `item_timeout`, has `grace` seconds for that; a step of it that runs elsewhere
+        is cancelled, and finds the stream at its end.
+
         Raises:
             TaskError: It failed while it was closed.
-            RuntimeError: A step runs elsewhere.
+            RuntimeError: A step of one without a task of its own runs elsewhere.
         """
         await self._steps.aclose()
 
@@ -88,7 +96,8 @@ class AsyncStream(Generic[R_co]):
 class SyncStream(Generic[R_co]):
     """An open stream: iterate over it with `for`, and close it with `with` or `close()`.
 
-    Its generator runs in the consumer's thread, but in a context of its own: variables that it sets stay inside.
+    Its generator runs in the consumer's thread, or with an `item_timeout` in one of its own, and always in a context of
+    its own: variables that it sets stay inside.
     """
 
     def __init__(self, steps: SyncSteps | TimedSteps | FromThreadSteps) -> None:
@@ -102,7 +111,8 @@ class SyncStream(Generic[R_co]):
 
         Raises:
             TaskError: The function failed; its error is the cause.
-            RuntimeError: Another step runs elsewhere.
+            TaskTimeoutError: The item took longer than `item_timeout`.
+            RuntimeError: Another step runs elsewhere; or it has an `item_timeout`, and an event loop runs in this thread.
             SessionError: It is the first step, and the session accepts no more calls.
         """
         return self._steps.run("stepped", self._steps.next)  # type: ignore[no-any-return]

@@ -203,8 +203,9 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         return cancellation if self.ended else self.left(cancellation if error is None else error)
 
     async def _close_in_thread(self) -> tuple[BaseException | None, BaseException | None]:
-        """Have the thread close the generator, and end. If its items have a deadline so has that: `grace` seconds, after which
-        the stream has ended as cancelled.
+        """Have the thread close the generator, and end.
+
+        If its items have a deadline so has that: `grace` seconds, after which the stream has ended as cancelled.
 
         Returns:
             What the generator has failed with, and the cancellation that came in the meantime.

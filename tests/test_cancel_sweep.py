@@ -38,7 +38,7 @@ def square(number: int) -> int:
     return number * number
 
 
-@task(retries=1, timeout=30)
+@task(retries=1, timeout=30, total_timeout=60)
 async def flaky(number: int) -> int:
     await checkpoint()
     if number % 3 == 2:

@@ -8,6 +8,7 @@ from typing_extensions import assert_type
 
 from daglite import (
     AsyncTaskStream,
+    Backoff,
     Outcome,
     SyncTask,
     SyncTaskStream,
@@ -17,6 +18,7 @@ from daglite import (
     gather_tasks,
     map_tasks,
     partition,
+    remaining,
     session,
     stream_tasks,
     task,
@@ -46,6 +48,26 @@ def load(path: str) -> int:
 @task(retry_delay=0.5)
 def load_again(path: str) -> int:
     return len(path)
+
+
+@task(retries=3, retry_delay=Backoff(initial=1), total_timeout=60)
+async def fetch_patiently(url: str) -> bytes:
+    return url.encode()
+
+
+@task(retries=3, retry_delay=lambda retry: retry / 2, retry_on=lambda error: 3.0)
+def load_patiently(path: str) -> int:
+    return len(path)
+
+
+@task(pump=True, item_timeout=3)
+async def rows_in_time(table: str) -> AsyncIterator[int]:
+    yield len(table)
+
+
+@task(item_timeout=3)
+def lines_in_time(path: str) -> Iterator[str]:
+    yield path
 
 
 @task
@@ -89,6 +111,19 @@ async def test_the_decorator_keeps_parameters_and_results() -> None:
     assert_type([row async for row in rows("x")], list[int])
     assert_type(list(lines("x")), list[str])
     assert_type([line async for line in lines.to_thread("x")], list[str])
+
+
+async def test_options_change_no_types() -> None:
+    assert_type(await fetch_patiently("x"), bytes)
+    assert_type(await load_patiently.to_thread("x"), int)
+    assert_type([line async for line in lines_in_time.to_thread("x")], list[str])
+    async with rows_in_time("x") as items:
+        assert_type(await items.__anext__(), int)
+    with lines_in_time.with_options(item_timeout=None)("x") as in_place:
+        assert_type(next(in_place), str)
+    assert_type(remaining(), float)
+    assert_type(Backoff()(1), float)
+    assert_type(rows_in_time.pump, bool)
 
 
 async def test_copies_keep_their_type() -> None:
@@ -205,6 +240,8 @@ def test_wrong_uses_are_errors() -> None:
         task(retries="3")  # type: ignore[call-overload]
         load.with_options(limit=3)  # type: ignore[call-arg]
         rows.to_thread("x")  # type: ignore[attr-defined]
+        task(retry_delay="1")  # type: ignore[call-overload]
+        Backoff(jitter="x")  # type: ignore[arg-type]
         session(plugins=3)  # type: ignore[arg-type]
 
     assert callable(never)
