@@ -383,8 +383,8 @@ class Call:
             self._was_late = scope != "item"  # the deadline of the whole call may be missed as well
             option, _ = _OPTIONS[scope]
             logger().warning(
-                "task %r came %.3g s after its %s of %g s: it blocked the event loop, or did not let itself be cancelled. "
-                "What blocks belongs into a sync function, to be called with to_thread()",
+                "task %r: a value came %.3g s after its %s of %g s: the function has blocked the event loop, or not let itself "
+                "be cancelled. What blocks belongs into a sync function, to be called with to_thread()",
                 self.metadata.name,
                 late,
                 option,

@@ -167,7 +167,7 @@ async def test_an_item_that_arrives_late_wins(caplog: pytest.LogCaptureFixture) 
         assert [item async for item in items] == [1, 2, 3]
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("daglite", logging.WARNING)
-    assert re.search(r"task 'blocking' came \d\S* s after its item_timeout of 0.3 s", record.getMessage())
+    assert re.search(r"task 'blocking': a value came \d\S* s after its item_timeout of 0.3 s", record.getMessage())
     assert "to_thread()" in record.getMessage()
 
 

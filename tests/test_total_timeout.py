@@ -165,7 +165,9 @@ async def test_a_late_value_wins_and_is_warned_of(option: str, caplog: pytest.Lo
     (record,) = caplog.records
     assert record.name == "daglite"
     assert record.levelname == "WARNING"
-    said = rf"task 'blocking' came \d\S* s after its {option} of 0.01 s: it blocked the event loop"
+    said = (
+        rf"task 'blocking': a value came \d\S* s after its {option} of 0.01 s: the function has blocked the event loop"
+    )
     assert re.search(said, record.getMessage())
     assert "to_thread()" in record.getMessage()
     caplog.clear()
