@@ -115,7 +115,7 @@ class PumpedSteps(AsyncSteps):
 
     async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
         """Take a step; the arguments are those of `AsyncSteps.run`. A step that is cancelled cancels the generator."""
-        if self.ended:
+        if self.ended or self.closing:
             raise StopAsyncIteration
         if self.context is None:
             self._check_owner()
@@ -141,8 +141,8 @@ class PumpedSteps(AsyncSteps):
                 raise CallCancelledError(f"stream {self.call.spec.label!r} was cancelled in its own task")
         finally:
             failure = own = cancellation = thrown = None  # else a traceback would hold itself, by this frame
-            request.clear()
             del make
+            self._dismiss(request)
             self.busy = False
             if self._stepped is not None:
                 self._stepped.set()
@@ -199,6 +199,11 @@ class PumpedSteps(AsyncSteps):
             self._request = request
             self._wanted.set()
 
+    def _dismiss(self, request: Request) -> None:
+        if self._request is request:  # nobody waits for it any more
+            self._request = None
+        request.clear()
+
     async def _close(self) -> None:
         """Have the pump close the generator, which has `grace` seconds for that."""
         cancellation = await self._close_in_pump()
@@ -236,7 +241,7 @@ class PumpedSteps(AsyncSteps):
             return interrupted
         finally:
             error = cancellation = interrupted = None  # as in `run`
-            request.clear()
+            self._dismiss(request)
 
     async def _until(self, event: anyio.Event) -> BaseException | None:
         """Wait, whatever is cancelled.

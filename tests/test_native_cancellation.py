@@ -283,6 +283,40 @@ async def test_a_pump_that_never_begins_keeps_nobody_waiting(inside: bool) -> No
         assert pumped.ended == pumped.waits.is_set()
 
 
+@pytest.mark.parametrize("apart", [0, 1, 2])
+async def test_a_second_cancellation_does_not_wait_for_a_pump_which_ends_by_itself(apart: int) -> None:
+    for ticks in range(8):
+        ended = asyncio.Event()
+
+        @task(pump=True)
+        async def items(ended: asyncio.Event = ended) -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                for _ in range(20):
+                    with anyio.CancelScope(shield=True):
+                        await checkpoint()
+                ended.set()
+
+        async def consume(items: Any = items) -> None:
+            async with items() as stream:
+                await stream.__anext__()
+
+        running = asyncio.get_running_loop().create_task(consume())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        running.cancel()
+        for _ in range(apart):
+            await asyncio.sleep(0)
+        running.cancel()
+        try:
+            await running
+        except asyncio.CancelledError:
+            pass
+        if ticks > 4:
+            await asyncio.wait_for(ended.wait(), LONG)
+
+
 async def test_while_an_error_is_thrown_into_a_pumped_stream_it_is_not_lost() -> None:
     leaves = asyncio.Event()
 

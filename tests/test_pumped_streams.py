@@ -199,6 +199,30 @@ async def test_a_step_that_waits_when_it_is_closed_elsewhere_finds_its_end(journ
     assert journal.said == ["cancelled", "cleaned up"]
 
 
+@pytest.mark.parametrize("close_first", [False, True])
+async def test_a_step_in_the_moment_of_a_close_finds_its_end(journal: Journal, close_first: bool) -> None:
+    ended: list[str] = []
+    async with journal.numbers(10**9) as items:
+        assert await items.__anext__() == 0
+
+        async def step() -> None:
+            with pytest.raises(StopAsyncIteration):
+                while True:
+                    await items.__anext__()
+            ended.append("stepped")
+
+        async def close() -> None:
+            await items.aclose()
+            ended.append("closed")
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                for func in (close, step) if close_first else (step, close):
+                    group.start_soon(func)
+    assert sorted(ended) == ["closed", "stepped"]
+    assert journal.said[-1] == "cleaned up"
+
+
 async def test_a_second_step_at_the_same_time_is_refused(journal: Journal) -> None:
     async with journal.numbers(0, hang=True) as items, anyio.create_task_group() as group:
 
