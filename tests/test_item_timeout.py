@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import sys
 import threading
 import time
@@ -476,3 +477,70 @@ def test_in_place_a_close_has_grace_seconds(gate: Gate, caplog: pytest.LogCaptur
     with pytest.warns(ResourceWarning, match="in 'stubborn'"), session(grace=0.05), stubborn() as items:
         next(items)
     assert "stream 'stubborn' had not closed after 0.05 s" in caplog.text
+
+
+def test_in_place_an_interrupt_comes_out_as_itself(gate: Gate) -> None:
+    @task(item_timeout=LONG)
+    def rows() -> Iterator[int]:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # as Ctrl-C does
+        gate.hold()
+        yield 1
+
+    stream = rows()
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    gate.opened.set()
+    del stream  # whichever moment it was
+
+
+async def test_a_worker_thread_steps_one_in_place_with_deadlines_that_hold(gate: Gate) -> None:
+    """Its own place is not held by the thread that waits, and the stream's thread may go to the event loop."""
+
+    @task
+    async def there(number: int) -> int:
+        await checkpoint()
+        return 2 * number
+
+    @task(item_timeout=LONG)
+    def rows() -> Iterator[int]:
+        for number in range(3):
+            yield there.from_thread(number)
+
+    stuck = task(item_timeout=0.1, name="stuck")(Rows(gate).items)
+
+    @task(wrap_errors=False)
+    def consume() -> list[int]:
+        with pytest.raises(TaskTimeoutError):
+            next(stuck(0))
+        return list(rows())
+
+    with pytest.warns(ResourceWarning, match="in 'stuck'"):
+        async with session(max_threads=2, grace=0.1):
+            assert await consume.to_thread() == [0, 2, 4]
+    assert await consume.to_thread() == [0, 2, 4]
+    gate.opened.set()
+
+
+async def test_a_session_closes_one_in_place_that_its_threads_have_left_open() -> None:
+    closed = threading.Event()
+
+    @task(item_timeout=LONG)
+    def rows() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.set()
+
+    kept: list[Any] = []
+
+    @task
+    def leave() -> None:
+        kept.append(rows())
+        assert next(kept[0]) == 1
+
+    async with session():
+        await leave.to_thread()
+        assert not closed.is_set()
+    assert closed.is_set()
+    assert next(kept[0], "ended") == "ended"
