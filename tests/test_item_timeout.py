@@ -482,6 +482,7 @@ def test_in_place_a_close_has_grace_seconds(gate: Gate, caplog: pytest.LogCaptur
 def test_in_place_an_interrupt_comes_out_as_itself(gate: Gate) -> None:
     @task(item_timeout=LONG)
     def rows() -> Iterator[int]:
+        time.sleep(0.3)  # until the other waits: Python notices no signal that comes the moment before
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # as Ctrl-C does
         gate.hold()
         yield 1
