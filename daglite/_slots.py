@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
+from anyio import get_cancelled_exc_class
 
 from ._context import Home, Position, Root, here, reset, set_current
 from ._eventloop import check_waiting_task, in_event_loop, running_task
@@ -214,8 +215,8 @@ class Slot:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has run, and its outcome is there: more than that it has noticed a cancellation."""
-        return self._state == "ended" and not isinstance(self._error, ThreadCancelled)
+        """Whether it has run, and its outcome is there: more than that it has noticed a cancellation, ours or the loop's."""
+        return self._state == "ended" and not isinstance(self._error, (ThreadCancelled, get_cancelled_exc_class()))
 
     def abandon(self, stuck: Stuck) -> bool:
         """Give the thread up, if it has not ended.

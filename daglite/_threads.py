@@ -220,8 +220,9 @@ class Threads:
         work.deadline = time.perf_counter() + timeout
         with anyio.CancelScope(deadline=deadline) as scope:
             await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=True)
-        # A value that arrives wins, also one that the thread has, and the event loop has not seen yet.
-        if scope.cancelled_caught and work.abandon(self.stuck):
+        # A value that arrives wins, also one that the thread has, and the event loop has not seen yet; but not that the
+        # thread was the first to notice that its time was up.
+        if scope.cancelled_caught and (work.abandon(self.stuck) or not work.is_done):
             raise AttemptTimeout(deadline)
 
 

@@ -484,3 +484,27 @@ async def test_a_fan_out_of_threads_past_their_deadlines_ends(gate: Gate) -> Non
         gate.opened.set()
     kinds = [type(outcome.error) for outcome in outcomes]
     assert kinds == [TaskTimeoutError] * 3 + [BackendError] * 3
+
+
+async def test_a_thread_that_notices_its_deadline_first_has_timed_out_all_the_same() -> None:
+    """Others keep the event loop busy just when the time is up, and the thread asks whether it is."""
+    attempts = 0
+
+    @task(timeout=SOON)
+    def ask() -> None:
+        while True:
+            check_cancelled()
+            time.sleep(0.0002)
+
+    async def block(seconds: float) -> None:
+        await anyio.sleep(seconds)
+        time.sleep(0.003)
+
+    for _ in range(10):
+        async with anyio.create_task_group() as group:
+            for number in range(12):
+                group.start_soon(block, SOON + number * 0.0002)
+            with pytest.raises(TaskTimeoutError):
+                await ask.to_thread()
+            attempts += 1
+    assert attempts == 10
