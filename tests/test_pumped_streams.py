@@ -13,6 +13,8 @@ import anyio
 import pytest
 from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daglite import current_task, gather_tasks, session, stream_tasks, task
 from daglite.events import TaskCancelled, TaskFailed, TaskSucceeded
@@ -452,3 +454,53 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture, journal: Jour
             async for _ in items:
                 break
     assert caplog.records == []
+
+
+async def scripted(plan: list[str]) -> AsyncIterator[Any]:
+    got: Any = None
+    for number, step in enumerate(plan):
+        try:
+            if step == "wait":
+                await checkpoint()
+            elif step == "fail":
+                raise ValueError(number)
+            else:
+                got = yield number, got
+        except KeyError:
+            got = "caught"
+
+
+async def told(stream: Any, what: list[str]) -> list[Any]:
+    """What comes of stepping a generator, or a stream, in these ways."""
+    seen: list[Any] = []
+    for number, each in enumerate(what):
+        try:
+            if each == "next":
+                seen.append(await stream.__anext__())
+            elif each == "send":
+                seen.append(await stream.asend(number if seen else None))
+            elif each == "close":
+                seen.append(await stream.aclose())
+            else:
+                seen.append(await stream.athrow(KeyError(number) if each == "throw" else OSError(number)))
+        except (Exception, StopAsyncIteration) as exc:
+            error = exc.__cause__ if isinstance(exc, TaskError) else exc
+            seen.append((type(error), getattr(error, "args", None)))
+    return seen
+
+
+@given(
+    st.lists(st.sampled_from(["yield", "yield", "yield", "wait", "fail"]), max_size=7),
+    st.lists(st.sampled_from(["next", "next", "send", "throw", "throw another", "close"]), max_size=9),
+)
+async def test_a_stream_does_what_its_generator_would(plan: list[str], what: list[str]) -> None:
+    bare = scripted(plan)
+    expected = await told(bare, ["next", *what])
+    await bare.aclose()
+    for options in ({}, {"pump": True}, {"item_timeout": 60}):
+        stream: Any = task(**options)(scripted)(plan)  # type: ignore[call-overload]
+        async with stream:
+            seen = await told(stream, ["next", *what])
+        # One that has ended raises what is thrown into it, or finds its end: by the kind of generator, and its Python.
+        end = next((at for at, each in enumerate(seen) if each is None or type(each[0]) is type), len(seen))
+        assert seen[: end + 1] == expected[: end + 1]
