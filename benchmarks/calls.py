@@ -7,9 +7,7 @@ Every round measures everything once, and each ratio is to the bare thing of the
 medians over the rounds. So what else the machine does meets all alike.
 """
 
-import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+from rounds import arguments, measure, show
 
 from daglite import report, session, task
 from daglite.plugins import hook_impl
@@ -136,12 +135,6 @@ BARE = {
 }
 
 
-async def measure(rounds: int) -> list[dict[str, float]]:
-    """So many rounds, after one that warms up."""
-    await one_round()
-    return [await one_round() for _ in range(rounds)]
-
-
 def measure_imports(rounds: int) -> list[dict[str, float]]:
     """Seconds of imports in new processes, with their bytecode written."""
     program = "import time; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
@@ -160,24 +153,11 @@ def measure_imports(rounds: int) -> list[dict[str, float]]:
         return [one() for _ in range(rounds)]
 
 
-def show(title: str, rounds: list[dict[str, float]]) -> None:
-    """Print the medians."""
-    print(f"\n{title}")
-    for name in rounds[0]:
-        bare_name = BARE.get(name, "bare coroutine")
-        microseconds = statistics.median(each[name] for each in rounds) * 1e6
-        ratio = statistics.median(each[name] / each[bare_name] for each in rounds)
-        print(f"  {name:26}{microseconds:12.2f} µs{ratio:9.2f}x {bare_name}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what a call costs.")
-    parser.add_argument("--event-loop", choices=["asyncio", "trio"], help="only this one")
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    for event_loop in [arguments.event_loop] if arguments.event_loop else ["asyncio", "trio"]:
-        show(event_loop, anyio.run(measure, arguments.rounds, backend=event_loop))
-    show("imports", measure_imports(arguments.rounds))
+    event_loops, rounds = arguments("Measure what a call costs.")
+    for event_loop in event_loops:
+        show(event_loop, anyio.run(measure, one_round, rounds, backend=event_loop), BARE, "bare coroutine")
+    show("imports", measure_imports(rounds), BARE, "bare coroutine")
 
 
 if __name__ == "__main__":

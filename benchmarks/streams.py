@@ -7,15 +7,13 @@ Every round measures everything once, and each ratio is to the bare thing of the
 over the rounds. So what else the machine does meets all alike.
 """
 
-import argparse
-import statistics
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Any
 
 import anyio
 import anyio.to_thread
 from anyio.abc import ObjectSendStream
+from rounds import arguments, measure, show
 
 from daglite import session, task
 
@@ -101,29 +99,10 @@ BARE = {
 }
 
 
-async def measure(rounds: int) -> list[dict[str, float]]:
-    """So many rounds, after one that warms up."""
-    await one_round()
-    return [await one_round() for _ in range(rounds)]
-
-
-def show(title: str, rounds: list[dict[str, Any]]) -> None:
-    """Print the medians."""
-    print(f"\n{title}")
-    for name in rounds[0]:
-        bare_name = BARE.get(name, "memory object stream")
-        microseconds = statistics.median(each[name] for each in rounds) * 1e6
-        ratio = statistics.median(each[name] / each[bare_name] for each in rounds)
-        print(f"  {name:28}{microseconds:10.2f} µs{ratio:9.2f}x {bare_name}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what an item of a stream costs.")
-    parser.add_argument("--event-loop", choices=["asyncio", "trio"], help="only this one")
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    for event_loop in [arguments.event_loop] if arguments.event_loop else ["asyncio", "trio"]:
-        show(event_loop, anyio.run(measure, arguments.rounds, backend=event_loop))
+    event_loops, rounds = arguments("Measure what an item of a stream costs.")
+    for event_loop in event_loops:
+        show(event_loop, anyio.run(measure, one_round, rounds, backend=event_loop), BARE, "memory object stream")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ Every round measures everything once, and each ratio is to anyio's way of the sa
 the rounds. So what else the machine does meets all alike.
 """
 
-import argparse
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal
+from typing import Literal
 
 import anyio
 from anyio import from_thread, to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from anyio.lowlevel import checkpoint
+from rounds import arguments, show
 
 from daglite import SyncTask, session, task
 
@@ -131,24 +130,10 @@ def measure(event_loop: Literal["asyncio", "trio"], rounds: int) -> list[dict[st
     return took[1:]
 
 
-def show(title: str, rounds: list[dict[str, Any]]) -> None:
-    """Print the medians."""
-    print(f"\n{title}")
-    for name in rounds[0]:
-        bare_name = BARE.get(name, "anyio.to_thread.run_sync")
-        microseconds = statistics.median(each[name] for each in rounds) * 1e6
-        ratio = statistics.median(each[name] / each[bare_name] for each in rounds)
-        print(f"  {name:32}{microseconds:10.1f} µs{ratio:8.2f}x {bare_name}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what it costs to get into a thread and back.")
-    parser.add_argument("--event-loop", choices=["asyncio", "trio"], help="only this one")
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    loops: list[Literal["asyncio", "trio"]] = ["asyncio", "trio"]
-    for event_loop in [arguments.event_loop] if arguments.event_loop else loops:
-        show(event_loop, measure(event_loop, arguments.rounds))
+    event_loops, rounds = arguments("Measure what it costs to get into a thread and back.")
+    for event_loop in event_loops:
+        show(event_loop, measure(event_loop, rounds), BARE, "anyio.to_thread.run_sync")
 
 
 if __name__ == "__main__":

@@ -494,11 +494,11 @@ async def told(stream: Any, what: list[str]) -> list[Any]:
     st.lists(st.sampled_from(["next", "next", "send", "throw", "throw another", "close"]), max_size=9),
 )
 async def test_a_stream_does_what_its_generator_would(plan: list[str], what: list[str]) -> None:
-    bare = scripted(plan)
+    bare: Any = scripted(plan)
     expected = await told(bare, ["next", *what])
     await bare.aclose()
     for options in ({}, {"pump": True}, {"item_timeout": 60}):
-        stream: Any = task(**options)(scripted)(plan)  # type: ignore[call-overload]
+        stream: Any = task(**options)(scripted)(plan)
         async with stream:
             seen = await told(stream, ["next", *what])
         # One that has ended raises what is thrown into it, or finds its end: by the kind of generator, and its Python.
