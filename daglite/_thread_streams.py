@@ -234,6 +234,7 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         self._ask(make, reply, limit, anyio.current_effective_deadline() - now)
         deadline = math.inf if limit is None else now + limit
         cancellation = await (self._patiently(event) if limit is None else self._until(event, deadline))
+        self.call.deadline = None
         if not event.is_set() and self._slot.abandon(self._stuck()):
             self._abandoned()
             return None, cancellation or AttemptTimeout(deadline), cancellation
@@ -332,6 +333,7 @@ class TimedSteps(OwnThread):
         """Wait for the thread; false if it was abandoned."""
         try:
             in_time = event.wait(seconds)
+            self.call.deadline = None
         except BaseException as exc:  # an interrupt
             self._slot.abandon(self._stuck())
             self._leave_thread()

@@ -244,6 +244,44 @@ async def test_for_a_thread_it_is_the_same() -> None:
     assert source.said == ["cancelled", "cleaned up"]
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_the_tree_shows_how_long_an_item_may_take(gate: Gate, in_thread: bool) -> None:
+    waits = anyio.Event()
+
+    @task(item_timeout=LONG, name="rows")
+    async def rows() -> AsyncIterator[int]:
+        yield 1
+        waits.set()
+        await anyio.sleep_forever()
+
+    @task(item_timeout=LONG, name="rows")
+    def rows_sync() -> Iterator[int]:
+        yield 1
+        gate.hold()
+        yield 2
+
+    async with session() as s, anyio.create_task_group() as group:
+        items = rows_sync.to_thread() if in_thread else rows()
+        assert await items.__anext__() == 1
+        (call,) = s.tree()
+        assert (call.state, call.deadline, call.items) == ("between items", None, 1)
+
+        async def step() -> None:
+            await items.__anext__()
+
+        group.start_soon(step)
+        if in_thread:
+            await anyio.to_thread.run_sync(gate.entered.acquire)
+        else:
+            await waits.wait()
+        (call,) = s.tree()
+        assert call.state == ("in a thread" if in_thread else "running")
+        assert call.deadline is not None
+        assert LONG - 5 < call.deadline <= LONG
+        gate.opened.set()
+        group.cancel_scope.cancel()
+
+
 # In threads.
 
 
