@@ -326,10 +326,10 @@ class Call:
         Raises:
             RuntimeError: It would, or it has a deadline, for which it would wait for another thread.
         """
-        waits = {**self.spec.options.deadlines, "retry_delay": delay or None}
-        option, wait = next((each for each in waits.items() if each[1] is not None), ("", None))
-        if wait is None or not in_event_loop():
+        if not (delay or self.spec.is_bounded) or not in_event_loop():
             return
+        waits: dict[str, RetryDelay | None] = {**self.spec.options.deadlines, "retry_delay": delay}
+        option, wait = next((option, wait) for option, wait in waits.items() if wait is not None)
         instead = "async for item in" if self.spec.is_generator else "await"
         text = (
             f"task {self.spec.label!r} would block the event loop for its {option} of "
@@ -337,10 +337,6 @@ class Call:
             f"write: {instead} {self.spec.function.name}.to_thread(...)"
         )
         raise self.refuse(RuntimeError(text))
-
-    def begin_total(self, limit: float) -> None:
-        """Note that the call as a whole has so many seconds from now on."""
-        self.total_deadline = perf_counter() + limit
 
     def next_limit(self) -> tuple[Scope, float | None]:
         """What bounds the next attempt, and by how many seconds."""

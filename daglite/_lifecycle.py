@@ -75,11 +75,12 @@ def retried_sync(call: Call) -> Any:
 async def retried_in_time(call: Call, total: float) -> Any:
     """The same until a deadline, which ends attempts and waits."""
     deadline = anyio.current_time() + total
-    call.begin_total(total)
+    call.total_deadline = time.perf_counter() + total
     try:
         with anyio.CancelScope(deadline=deadline):
             value = await retried(call)
-            call.came_late("total", anyio.current_time() - deadline)
+            if time.perf_counter() > call.total_deadline:  # as in `attempt_in_time`
+                call.came_late("total", anyio.current_time() - deadline)
             return value
         await give_way(deadline)
         raise call.timed_out("total")
@@ -89,7 +90,7 @@ async def retried_in_time(call: Call, total: float) -> Any:
 
 def retried_in_time_sync(call: Call, total: float) -> Any:
     """The same until a deadline, which ends attempts and waits."""
-    call.begin_total(total)
+    call.total_deadline = time.perf_counter() + total
     try:
         return retried_sync(call)
     finally:

@@ -20,7 +20,7 @@ from anyio import get_cancelled_exc_class
 
 from ._call import Call
 from ._context import Owner, here, whereabouts
-from ._eventloop import Loop, give_way
+from ._eventloop import Loop
 from ._failures import without_cancellation
 from ._log import logger
 from ._protocols import AttemptTimeout
@@ -80,7 +80,6 @@ class PumpedSteps(AsyncSteps):
     def __init__(self, call: Call, generator: Any) -> None:
         super().__init__(call, generator)
         self._scope: anyio.CancelScope | None = None  # of the pump, from when that runs
-        self._deadline: float | None = None  # of the close, by the event loop's clock
         self._cancelled: bool = False
         self._wanted = anyio.Event()
         self._request: Request | None = None
@@ -126,7 +125,7 @@ class PumpedSteps(AsyncSteps):
             cancellation = await self._ask(request)
             failure, own = (None, None) if request.error is None else sorted_out(request.error, thrown)
             if isinstance(failure, AttemptTimeout):
-                failure = cancellation or await self._timed_out(failure)
+                failure = cancellation or await self.timed_out(failure)
             if self.closing and (failure is None or isinstance(failure, (StopAsyncIteration, GeneratorExit))):
                 self.end(None, closed=True)  # elsewhere
                 raise cancellation or StopAsyncIteration
@@ -148,14 +147,6 @@ class PumpedSteps(AsyncSteps):
                 self._stepped.set()
         self.yielded()
         return request.item
-
-    async def _timed_out(self, timeout: AttemptTimeout) -> BaseException:
-        """What comes of an item that has not come in time: an outer deadline that was not later is the outer's."""
-        try:
-            await give_way(timeout.deadline)
-        except BaseException as cancellation:
-            return cancellation
-        return self.call.timed_out("item")
 
     def _check_owner(self) -> None:
         """Raise if nobody would close it.
@@ -217,11 +208,10 @@ class PumpedSteps(AsyncSteps):
             The native cancellation that came in the meantime; anyio's does not get in.
         """
         grace = self.call.home.settings.grace
-        self._deadline = anyio.current_time() + grace
         if self._scope is None:
             self._forgo()
         else:
-            self._scope.deadline = self._deadline
+            self._scope.deadline = anyio.current_time() + grace
         if self.busy:  # with a step elsewhere, which then ends the stream
             self._stepped = anyio.Event()
             self._cancel()
@@ -350,7 +340,7 @@ class PumpedSteps(AsyncSteps):
         deadline = anyio.current_time() + limit
         self._scope.deadline, self.call.deadline = deadline, time.perf_counter() + limit
         item, error = await self._take(request.make, request.thrown)
-        late, self.call.deadline = anyio.current_time() - deadline, None
+        is_late, self.call.deadline = time.perf_counter() > self.call.deadline, None
         if self._is_done_for():  # in the meantime, and a close has a deadline of its own
             return item, error
         self._scope.deadline = math.inf  # before it is looked at: Trio would find it passed
@@ -359,8 +349,8 @@ class PumpedSteps(AsyncSteps):
             if error is not None:
                 failure, _ = without_cancellation(error)
                 return NOT_GIVEN, self._timeout if failure is None else failure
-        if error is None:
-            self.call.came_late("item", late)
+        if is_late and error is None:
+            self.call.came_late("item", anyio.current_time() - deadline)
         return item, error
 
     async def _take(self, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Outcome:

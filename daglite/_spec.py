@@ -28,8 +28,9 @@ class Spec:
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
         self.is_single: bool = not self.retries and self.total_timeout is None  # an attempt is all of a call
-        self.is_bounded: bool = self.timeout is not None or self.total_timeout is not None
-        self.is_plain: bool = self.is_single and self.timeout is None and self.item_timeout is None
+        # As in `Options.deadlines`, but quickly: whenever a method is called this is made.
+        self.is_bounded: bool = not (self.timeout is None and self.total_timeout is None and self.item_timeout is None)
+        self.is_plain: bool = self.is_single and not self.is_bounded
         self.is_pumped: bool = options.pump or (self.is_async and self.item_timeout is not None)
         self.description: str | None = options.description
 

@@ -12,8 +12,9 @@ import anyio
 
 from ._call import Call
 from ._context import Owner, Position, set_current
+from ._eventloop import give_way
 from ._log import logger
-from ._protocols import Surroundings
+from ._protocols import AttemptTimeout, Surroundings
 from .exceptions import SessionError
 
 __all__ = ["AsyncSteps", "AwaitedSteps", "Steps", "SyncSteps"]
@@ -185,6 +186,14 @@ class AwaitedSteps(Steps):
         finally:
             self._closing.set()
 
+    async def timed_out(self, timeout: AttemptTimeout) -> BaseException:
+        """What comes of an item that has not come in time: an outer deadline that was not later is the outer's."""
+        try:
+            await give_way(timeout.deadline)
+        except BaseException as cancellation:
+            return cancellation
+        return self.call.timed_out("item")
+
     @abstractmethod
     async def _discard(self) -> None:
         """Close the generator, of which nothing has run."""
@@ -219,6 +228,7 @@ class AsyncSteps(AwaitedSteps):
         except BaseException as exc:
             raise self.left(exc, thrown)
         finally:
+            del make, thrown  # else its traceback, which holds this frame, would hold itself
             self.busy = False
         self.yielded()
         return item
@@ -257,6 +267,7 @@ class SyncSteps(Steps):
         except BaseException as exc:
             raise self.left(exc, thrown)
         finally:
+            del make, thrown  # else its traceback, which holds this frame, would hold itself
             self.busy = False
         self.yielded()
         return item

@@ -5,7 +5,8 @@ What a session holds, to close it in the end, is the `Steps` beneath, so that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -52,7 +53,7 @@ class AsyncStream(Generic[R_co]):
 
     async def asend(self, value: Any, /) -> R_co:
         """Send a value into the generator, and take the next item."""
-        make = _bound(self._steps.send, value)
+        make = partial(self._steps.send, value)
         return await self._steps.run("sent to", make)  # type: ignore[no-any-return]
 
     async def athrow(self, typ: Any, value: Any = None, traceback: TracebackType | None = None, /) -> R_co:
@@ -61,7 +62,7 @@ class AsyncStream(Generic[R_co]):
         If the generator lets it through it comes out as itself, and the stream is closed.
         """
         thrown = _instance(typ, value, traceback)
-        make = _bound(self._steps.throw, thrown)
+        make = partial(self._steps.throw, thrown)
         try:
             return await self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
         finally:
@@ -119,7 +120,7 @@ class SyncStream(Generic[R_co]):
 
     def send(self, value: Any, /) -> R_co:
         """Send a value into the generator, and take the next item."""
-        return self._steps.run("sent to", _bound(self._steps.send, value))  # type: ignore[no-any-return]
+        return self._steps.run("sent to", partial(self._steps.send, value))  # type: ignore[no-any-return]
 
     def throw(self, typ: Any, value: Any = None, traceback: TracebackType | None = None, /) -> R_co:
         """Throw an error into the generator, and take the next item.
@@ -127,7 +128,7 @@ class SyncStream(Generic[R_co]):
         If the generator lets it through it comes out as itself, and the stream is closed.
         """
         thrown = _instance(typ, value, traceback)
-        make = _bound(self._steps.throw, thrown)
+        make = partial(self._steps.throw, thrown)
         try:
             return self._steps.run("thrown into", make, thrown)  # type: ignore[no-any-return]
         finally:
@@ -153,10 +154,6 @@ class SyncStream(Generic[R_co]):
         steps = getattr(self, "_steps", None)
         if steps is not None:
             steps.drop()
-
-
-def _bound(method: Callable[[Any], Any], value: Any) -> Callable[[], Any]:
-    return lambda: method(value)
 
 
 def _instance(typ: Any, value: Any, traceback: TracebackType | None) -> BaseException:

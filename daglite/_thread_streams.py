@@ -20,7 +20,7 @@ from anyio import to_thread
 from ._bridge import stuck_in_place
 from ._call import Call
 from ._context import here
-from ._eventloop import Loop, context_for_thread, give_way
+from ._eventloop import Loop, context_for_thread
 from ._log import logger
 from ._protocols import AttemptRefused, AttemptTimeout
 from ._slots import Slot, ThreadCancelled
@@ -158,7 +158,9 @@ class ThreadSteps(OwnThread, AwaitedSteps):
             item, error, cancellation = await self._await(self.within(make), self.call.spec.item_timeout)
             if error is not None:
                 self._dismiss()
-                error = self.left(await self._judged(error), thrown)
+                if isinstance(error, AttemptTimeout):
+                    error = await self.timed_out(error)
+                error = self.left(error, thrown)
                 raise StopAsyncIteration if isinstance(error, StopIteration) else error
             if cancellation is not None:
                 raise await self._cancelled(cancellation)
@@ -167,16 +169,6 @@ class ThreadSteps(OwnThread, AwaitedSteps):
             self.busy = False
         self.yielded()
         return item
-
-    async def _judged(self, error: BaseException) -> BaseException:
-        """What a step has come to: when its time was up, an outer deadline that was not later is the outer's."""
-        if not isinstance(error, AttemptTimeout):
-            return error
-        try:
-            await give_way(error.deadline)
-        except BaseException as cancellation:
-            return cancellation
-        return self.call.timed_out("item")
 
     async def _discard(self) -> None:
         self.generator.close()
@@ -292,8 +284,8 @@ class TimedSteps(OwnThread):
         self.enter(what)
         limit = self.call.spec.item_timeout
         assert limit is not None
+        reply = Reply(event := threading.Event())
         try:
-            reply = Reply(event := threading.Event())
             self._ask(self.within(make), reply, limit)
             if not self._wait(event, limit):
                 raise self.left(self.call.timed_out("item"))
@@ -301,6 +293,8 @@ class TimedSteps(OwnThread):
                 self._dismiss()
                 raise self.left(reply.error, thrown)
         finally:
+            del thrown, make
+            reply.error = None  # as in `ThreadSteps.run`
             self.busy = False
         self.yielded()
         return reply.item
@@ -315,8 +309,8 @@ class TimedSteps(OwnThread):
             return
         self.enter("closed")
         grace = self.call.home.settings.grace
+        reply = Reply(event := threading.Event())
         try:
-            reply = Reply(event := threading.Event())
             self._ask(self.within(self.generator.close, is_last=True), reply, grace)
             if not self._wait(event, grace):
                 logger().warning("stream %r had not closed after %g s", self.call.spec.label, grace)
@@ -327,6 +321,7 @@ class TimedSteps(OwnThread):
                 raise self.left(reply.error)
             self.end(None, closed=True)
         finally:
+            reply.error = None  # as in `run`
             self.busy = False
 
     def _wait(self, event: threading.Event, seconds: float) -> bool:

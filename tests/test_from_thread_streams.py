@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from daglite import current_session, current_task, session, task
@@ -20,6 +19,7 @@ from daglite.events import ItemYielded, TaskCancelled, TaskFailed, TaskStarted, 
 from daglite.exceptions import SessionError, TaskError, TaskTimeoutError
 from daglite.plugins import hook_impl
 from daglite.sessions import Subscription
+from tests.journal import told_of
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
 
@@ -33,20 +33,13 @@ class Journal:
         self.numbers = task(name="numbers")(self._numbers)
 
     async def _numbers(self, count: int, hang: bool = False) -> AsyncIterator[int]:
-        try:
+        async with told_of(self.said):
             for number in range(count):
                 await checkpoint()
                 yield number
             if hang:
                 self.waits.set()
                 await anyio.sleep_forever()
-        except get_cancelled_exc_class():
-            self.said.append("cancelled")
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
-                await checkpoint()
-            self.said.append("cleaned up")
 
 
 @pytest.fixture

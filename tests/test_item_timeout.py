@@ -20,6 +20,7 @@ from daglite import check_cancelled, gather_tasks, session, task
 from daglite.events import TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
 from daglite.exceptions import BackendError, TaskError, TaskTimeoutError
 from daglite.plugins import hook_impl
+from tests.journal import told_of
 from tests.test_events import Recorder
 from tests.test_thread_deadlines import Gate, gate
 
@@ -75,7 +76,7 @@ class Source:
         self.said: list[str] = []
 
     async def items(self, count: int, grouped: bool = False) -> AsyncIterator[int]:
-        try:
+        async with told_of(self.said):
             for number in range(count):
                 await checkpoint()
                 yield number
@@ -83,13 +84,6 @@ class Source:
                 async with anyio.create_task_group() as group:
                     group.start_soon(anyio.sleep_forever)
             await anyio.sleep_forever()
-        except get_cancelled_exc_class():
-            self.said.append("cancelled")
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
-                await checkpoint()
-            self.said.append("cleaned up")
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -11,7 +11,6 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from daglite import current_task, gather_tasks, session, stream_tasks, task
 from daglite.events import TaskCancelled, TaskFailed, TaskSucceeded
 from daglite.exceptions import TaskError
+from tests.journal import told_of
 from tests.tasks_for_pickle import read
 from tests.test_events import Recorder
 
@@ -38,24 +38,16 @@ class Journal:
 
     async def _numbers(self, count: int = 9, hang: bool = False) -> AsyncIterator[int]:
         here = anyio.get_current_task().id
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(anyio.sleep_forever)
-                for number in range(count):
-                    await checkpoint()
-                    assert anyio.get_current_task().id == here
-                    yield number
-                if hang:
-                    self.waits.set()
-                    await anyio.sleep_forever()
-                group.cancel_scope.cancel()
-        except get_cancelled_exc_class():
-            self.said.append("cancelled")
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
+        async with told_of(self.said), anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            for number in range(count):
                 await checkpoint()
-            self.said.append("cleaned up")
+                assert anyio.get_current_task().id == here
+                yield number
+            if hang:
+                self.waits.set()
+                await anyio.sleep_forever()
+            group.cancel_scope.cancel()
 
 
 @pytest.fixture

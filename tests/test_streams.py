@@ -805,3 +805,70 @@ async def test_nothing_is_logged_by_the_event_loop(caplog: pytest.LogCaptureFixt
             async for _ in task(Closing())():
                 break
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+class Mine(Exception):
+    """What is thrown into a stream, or raised by one."""
+
+
+async def thrown_in_by_a_context_manager(stream: Any) -> None:
+    with contextlib.suppress(Mine):
+        async with contextlib.asynccontextmanager(stream)(False):
+            raise Mine
+
+
+async def left_early(stream: Any) -> None:
+    async with stream(False) as items:
+        await items.__anext__()
+
+
+async def failed(stream: Any) -> None:
+    async with stream(True) as items:
+        await items.__anext__()
+        with pytest.raises(TaskError):
+            await items.__anext__()
+
+
+@pytest.mark.parametrize("options", [{}, {"pump": True}, {"item_timeout": 60}])
+@pytest.mark.parametrize("scenario", [thrown_in_by_a_context_manager, left_early, failed])
+async def test_nothing_of_a_stream_is_left_in_cycles(options: dict[str, Any], scenario: Any) -> None:
+    @task(**options)
+    async def rows(fail: bool) -> AsyncIterator[int]:
+        yield 1
+        if fail:
+            raise Mine
+
+    async with session():
+        await scenario(rows)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await scenario(rows)
+            assert gc.collect() < 20  # less than one for each
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("options", [{}, {"item_timeout": 60}])
+def test_nothing_of_a_sync_stream_is_left_in_cycles(options: dict[str, Any]) -> None:
+    @task(**options)
+    def rows() -> Iterator[int]:
+        yield 1
+
+    def throw() -> None:
+        stream = rows()
+        next(stream)
+        with pytest.raises(Mine):
+            stream.throw(Mine())
+
+    throw()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            throw()
+            assert list(rows()) == [1]
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
