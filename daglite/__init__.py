@@ -6,6 +6,7 @@ from ._metadata import TaskMetadata
 from ._retry import Backoff
 from ._slots import check_cancelled, remaining
 from .composers import Outcome, gather_tasks, map_tasks, partition, stream_tasks
+from .limits import Limit, Rate
 from .sessions import current_session, session
 from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task
 
@@ -18,6 +19,8 @@ __all__ = [
     "Outcome",
     "partition",
     "Backoff",
+    "Limit",
+    "Rate",
     "current_task",
     "current_session",
     "report",

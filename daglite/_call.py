@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ._gates import Gate, Tokens
     from ._protocols import Backend, Thread, Watched, Watcher
 
 if sys.version_info < (3, 11):
@@ -77,6 +78,8 @@ class Call:
     retries_told: int = 0  # to the watcher
     # What follows is for the tree of calls, and by `time.perf_counter`.
     work: Thread | None = None  # where the attempt runs, if elsewhere
+    held: Tokens | None = None  # the limit of which it has a token
+    waits_for: Gate | None = None  # before the attempt that is to come
     deadline: float | None = None  # of the attempt
     total_deadline: float | None = None  # of the whole call
     backing_off: tuple[int, float] = (-1, 0.0)  # after which attempt, and until when
@@ -209,6 +212,8 @@ class Call:
             self._cancellations = cancellations()
         books = home.books
         if books is None:
+            if spec.gates and self.slot is not None:
+                self.slot.begin(self, _nothing)  # which takes back what it holds, should it be given up
             return
         if self.slot is None and books.thread != get_ident():
             # A thread of the user's with a copy of the context: the session's end may come between the call's own.
@@ -277,6 +282,8 @@ class Call:
                     self.slot.end(self, _nothing)
             finally:
                 books.end(self, failure)
+        elif self.spec.gates and self.slot is not None:
+            self.slot.end(self, _nothing)
         return error
 
     def give_up(self, *, told: bool) -> Callable[[], None] | None:
@@ -290,11 +297,25 @@ class Call:
         """
         watcher = self.watcher
         self.muted = True
+        self.give_back()
         cancellation = ThreadCancelled()
         tell_plugins = None if watcher is None else watcher.given_up(self, cancellation)
         if self.home.books is not None:
             self.home.books.end(self, cancellation)
         return None if told else tell_plugins
+
+    def wait_for(self, gate: Gate) -> None:
+        """Note that it waits before it begins, or tries again."""
+        self.waits_for = gate
+        watcher = self.watcher
+        if watcher is not None:
+            watcher.waiting(self, gate.name)
+
+    def give_back(self) -> None:
+        """Let another have the token of its limit, if it has one: its thread may be given up while it does so itself."""
+        held: Tokens | None = self.__dict__.pop("held", None)
+        if held is not None:
+            held.give_back()
 
     def retry_in(self, exc: Exception) -> float:
         """Seconds to wait after a failed attempt, before the next; raises the error again if there is none.
@@ -326,14 +347,15 @@ class Call:
         Raises:
             RuntimeError: It would, or it has a deadline, for which it would wait for another thread.
         """
-        if not (delay or self.spec.is_bounded) or not in_event_loop():
+        if not (delay or self.spec.is_bounded or self.spec.gates) or not in_event_loop():
             return
-        waits: dict[str, RetryDelay | None] = {**self.spec.options.deadlines, "retry_delay": delay}
-        option, wait = next((option, wait) for option, wait in waits.items() if wait is not None)
+        waits: dict[str, RetryDelay | None] = {**self.spec.options.deadlines, "retry_delay": delay or None}
+        why = next((f"for its {option} of {shown(wait)}" for option, wait in waits.items() if wait is not None), None)
+        if why is None:
+            why = f"when it is {self.spec.gates[0].state} ({self.spec.gates[0].name!r})"
         instead = "async for item in" if self.spec.is_generator else "await"
         text = (
-            f"task {self.spec.label!r} would block the event loop for its {option} of "
-            f"{wait if callable(wait) else f'{wait:g} s'}; "
+            f"task {self.spec.label!r} would block the event loop {why}; "
             f"write: {instead} {self.spec.function.name}.to_thread(...)"
         )
         raise self.refuse(RuntimeError(text))
@@ -454,6 +476,11 @@ def bridged_cancellation(exc: Exception) -> BaseException | None:
         except BaseException as cancellation:
             return cancellation
     return None
+
+
+def shown(wait: RetryDelay) -> str:
+    """What says how long, as text."""
+    return str(wait) if callable(wait) else f"{wait:g} s"
 
 
 def _nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["BACKENDS", "backend", "finite", "flag", "one_of", "whole"]
+__all__ = ["BACKENDS", "backend", "finite", "flag", "name", "one_of", "whole"]
 
 BACKENDS = ("inline", "thread")
 
@@ -45,6 +45,15 @@ def whole(what: str, value: Any, *, least: int) -> int:
         raise TypeError(f"{what} must be a whole number, not {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, not {value!r}")
+    return value
+
+
+def name(what: str, value: Any) -> str:
+    """Check what something is to be called."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {value!r}")
+    if not value:
+        raise ValueError(f"{what} must not be empty")
     return value
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from ._admission import admit, admit_sync
 from ._bridge import run_in_daemon
 from ._call import Call
 from ._eventloop import give_way
@@ -52,9 +53,10 @@ def attempts_sync(call: Call) -> Any:
 
 async def retried(call: Call) -> Any:
     """Run the function until it succeeds or may not be tried again."""
+    run_once = admitted if call.spec.gates else attempt
     while True:
         try:
-            return await attempt(call)  # only the user's function is in here
+            return await run_once(call)  # only the user's function is in here
         except Exception as exc:  # never a cancellation, nor a group that holds one
             delay = call.retry_in(exc)
         await pause(delay)
@@ -63,9 +65,10 @@ async def retried(call: Call) -> Any:
 
 def retried_sync(call: Call) -> Any:
     """Run the function until it succeeds or may not be tried again."""
+    run_once = admitted_sync if call.spec.gates else attempt_sync
     while True:
         try:
-            return attempt_sync(call)  # only the user's function is in here
+            return run_once(call)  # only the user's function is in here
         except Exception as exc:  # never a cancellation, nor a group that holds one
             delay = call.retry_in(exc)
         pause_sync(call, delay)
@@ -95,6 +98,24 @@ def retried_in_time_sync(call: Call, total: float) -> Any:
         return retried_sync(call)
     finally:
         call.last_error = None  # its traceback holds the call
+
+
+async def admitted(call: Call) -> Any:
+    """Run the function once, when its limit and its rate let it begin."""
+    try:
+        await admit(call)
+        return await attempt(call)
+    finally:
+        call.give_back()
+
+
+def admitted_sync(call: Call) -> Any:
+    """Run the function once, when its limit and its rate let it begin."""
+    try:
+        admit_sync(call)
+        return attempt_sync(call)
+    finally:
+        call.give_back()
 
 
 def attempt(call: Call) -> Awaitable[Any]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from . import _checks
 from ._functions import Function, is_plain
+from ._gates import Gate
 from ._retry import RetryDelay, RetryOn
 from ._templates import placeholders
+from .limits import Limit, Rate
 
 __all__ = ["Options", "checked_options"]
 
@@ -27,8 +29,15 @@ class Options:
     total_timeout: float | None
     item_timeout: float | None
     pump: bool
+    limit: Limit | None
+    rate: Rate | None
     backend: str | None
     wrap_errors: bool
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """What lets an attempt, or a stream, begin: the limit first, for a place in time must not be lost by waiting."""
+        return tuple(each._gate for each in (self.limit, self.rate) if each is not None)
 
     @property
     def deadlines(self) -> dict[str, float | None]:
@@ -56,6 +65,8 @@ def checked_options(
     total_timeout: Any,
     item_timeout: Any,
     pump: Any,
+    limit: Any,
+    rate: Any,
     backend: Any,
     wrap_errors: Any,
 ) -> Options:
@@ -75,6 +86,7 @@ def checked_options(
             retry_delay=retry_delay,
             timeout=timeout,
             total_timeout=total_timeout,
+            rate=rate,
         )
     deadlines = {"timeout": timeout, "total_timeout": total_timeout, "item_timeout": item_timeout}
     return Options(
@@ -87,15 +99,25 @@ def checked_options(
         total_timeout=_checked_seconds(f"{where}: total_timeout", total_timeout),
         item_timeout=_checked_item_timeout(where, item_timeout, function),
         pump=_checked_pump(where, pump, function),
+        limit=_checked_limit(where, limit, name),
+        rate=_checked_rate(where, rate),
         backend=_checked_backend(where, backend, deadlines, function),
         wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
 
 
-_DEFAULTS = {"retries": 0, "retry_on": Exception, "retry_delay": 0, "timeout": None, "total_timeout": None}
+_DEFAULTS = {
+    "retries": 0,
+    "retry_on": Exception,
+    "retry_delay": 0,
+    "timeout": None,
+    "total_timeout": None,
+    "rate": None,
+}
 _INSTEAD = {
     "timeout": "use item_timeout= (seconds per item)",
     "total_timeout": "use item_timeout= (seconds per item), or put a deadline around the loop that consumes it",
+    "rate": "use limit= (how many are open at once), or a rate for the tasks that it calls",
 }
 
 
@@ -128,6 +150,20 @@ def _checked_pump(where: str, pump: Any, function: Function) -> bool:
             remedy = "is a sync generator; to step it in a thread of its own use to_thread()"
         raise ValueError(f"{where}: pump=True is for async generators, and this {remedy}")
     return pump  # type: ignore[no-any-return]
+
+
+def _checked_limit(where: str, limit: Any, name: str) -> Limit | None:
+    if limit is None or isinstance(limit, Limit):
+        return limit
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"{where}: limit must be a whole number of attempts at once or a Limit, not {limit!r}")
+    return Limit(name, _checks.whole(f"{where}: limit", limit, least=1))
+
+
+def _checked_rate(where: str, rate: Any) -> Rate | None:
+    if rate is None or isinstance(rate, Rate):
+        return rate
+    raise TypeError(f"{where}: rate must be a Rate, such as Rate(10, per=1), not {rate!r}")
 
 
 def _checked_name(name: Any, function: Function) -> str:

@@ -24,6 +24,8 @@ class Watched(Protocol):
     retries_told: int
     cancel: Callable[[], None] | None
     work: Thread | None
+    held: Any
+    waits_for: Any
     deadline: float | None
     total_deadline: float | None
     backing_off: tuple[int, float]
@@ -46,6 +48,10 @@ class Watched(Protocol):
     @property
     def caller(self) -> Watched | None:
         """The call that makes it."""
+        ...
+
+    def is_background(self) -> bool:
+        """Whether nobody waits for it in line."""
         ...
 
     def give_up(self, *, told: bool) -> Callable[[], None] | None:
@@ -75,6 +81,10 @@ class Watcher(Protocol):
 
     def started(self, call: Watched) -> bool:
         """A call has begun; false if nobody is to hear of it any more."""
+        ...
+
+    def waiting(self, call: Watched, limit: str) -> None:
+        """An attempt, or a stream, waits for a limit or a rate of that name before it begins."""
         ...
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:

@@ -333,6 +333,10 @@ class PumpedSteps(AsyncSteps):
 
     async def _take_in_time(self, request: Request) -> Outcome:
         """Step the generator within its `item_timeout`, if it has one."""
+        if not (self.admitted or self.closing):
+            _, error = await self._take(self.admit)
+            if error is not None:
+                return NOT_GIVEN, error
         limit = self.call.spec.item_timeout
         if limit is None or self.closing:
             return await self._take(request.make, request.thrown)

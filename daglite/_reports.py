@@ -27,6 +27,7 @@ from .events import (
     TaskRetrying,
     TaskStarted,
     TaskSucceeded,
+    TaskWaiting,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ class Reports:
     def _publish_started(self, call: Watched) -> None:
         if self.bus.listeners:
             self.bus.publish(TaskStarted(self.bus.session_id, now(), call.metadata), call)
+
+    def waiting(self, call: Watched, limit: str) -> None:
+        """An attempt, or a stream, waits for a limit or a rate of that name before it begins."""
+        if self.bus.listeners:
+            event = TaskWaiting(self.bus.session_id, now(), call.metadata, limit)
+            self._publish(event, call, call.slot)
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:
         """An attempt has failed, and another follows after so many seconds."""

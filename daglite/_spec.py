@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ._functions import Function
+from ._gates import Gate
 from ._options import Options
 from ._templates import placeholders, render
 
@@ -27,7 +28,10 @@ class Spec:
         self.item_timeout: float | None = options.item_timeout
         self.is_async: bool = function.is_async
         self.is_generator: bool = function.is_generator
-        self.is_single: bool = not self.retries and self.total_timeout is None  # an attempt is all of a call
+        # What its attempts, or a stream, wait for: a limit, a rate, both, or nothing as most do.
+        self.gates: tuple[Gate, ...] = () if options.limit is None and options.rate is None else options.gates
+        # Whether an attempt is all of a call.
+        self.is_single: bool = not self.retries and self.total_timeout is None and not self.gates
         # As in `Options.deadlines`, but quickly: whenever a method is called this is made.
         self.is_bounded: bool = not (self.timeout is None and self.total_timeout is None and self.item_timeout is None)
         self.is_plain: bool = self.is_single and not self.is_bounded

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from ._admission import admit, admit_sync
 from ._call import Call
 from ._context import Owner, Position, set_current
 from ._eventloop import give_way
@@ -35,6 +36,7 @@ class Steps:
         self.generator: Any = generator
         self.next, self.send, self.throw = self._methods(generator)
         self.context: Context | None = None  # the stream's own, from when it is opened
+        self.admitted: bool = not call.spec.gates  # by its limit, of which it has a token while it is open
         self.busy: bool = False
         self.closing: bool = False
         self.ended: bool = False
@@ -82,6 +84,11 @@ class Steps:
                     self._binding = binding
                     binding.streams[self] = None
         return self.context
+
+    def admit_here(self) -> None:
+        """Wait in this thread until it may begin."""
+        admit_sync(self.call)
+        self.admitted = True
 
     def enter(self, what: str) -> Context:
         """Begin a step, or the close.
@@ -151,6 +158,8 @@ class Steps:
             What is to be raised instead.
         """
         self.ended = True
+        if self.call.spec.gates:
+            self.call.give_back()
         if self.call.home.books is not None:
             self.call.home.books.streams.pop(self, None)
         if self._binding is not None:
@@ -185,6 +194,11 @@ class AwaitedSteps(Steps):
             await self._close()
         finally:
             self._closing.set()
+
+    async def admit(self) -> None:
+        """Wait until it may begin."""
+        await admit(self.call)
+        self.admitted = True
 
     async def timed_out(self, timeout: AttemptTimeout) -> BaseException:
         """What comes of an item that has not come in time: an outer deadline that was not later is the outer's."""
@@ -224,6 +238,8 @@ class AsyncSteps(AwaitedSteps):
             raise StopAsyncIteration
         context = self.enter(what)
         try:
+            if not self.admitted:
+                await self.admit()
             item = await in_context(context, self.within(make)())
         except BaseException as exc:
             raise self.left(exc, thrown)
@@ -263,6 +279,8 @@ class SyncSteps(Steps):
             raise StopIteration
         context = self.enter(what)
         try:
+            if not self.admitted:
+                self.admit_here()
             item = context.run(self.within(make))
         except BaseException as exc:
             raise self.left(exc, thrown)

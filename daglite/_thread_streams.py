@@ -155,6 +155,8 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         error: BaseException | None = None
         cancellation: BaseException | None = None
         try:
+            if not self.admitted:
+                await self._admit_or_end()
             item, error, cancellation = await self._await(self.within(make), self.call.spec.item_timeout)
             if error is not None:
                 self._dismiss()
@@ -169,6 +171,13 @@ class ThreadSteps(OwnThread, AwaitedSteps):
             self.busy = False
         self.yielded()
         return item
+
+    async def _admit_or_end(self) -> None:
+        try:
+            await self.admit()
+        except BaseException as exc:
+            self._dismiss()
+            raise self.left(exc)
 
     async def _discard(self) -> None:
         self.generator.close()
@@ -286,6 +295,8 @@ class TimedSteps(OwnThread):
         assert limit is not None
         reply = Reply(event := threading.Event())
         try:
+            if not self.admitted:
+                self._admit_here_or_end()
             self._ask(self.within(make), reply, limit)
             if not self._wait(event, limit):
                 raise self.left(self.call.timed_out("item"))
@@ -298,6 +309,13 @@ class TimedSteps(OwnThread):
             self.busy = False
         self.yielded()
         return reply.item
+
+    def _admit_here_or_end(self) -> None:
+        try:
+            self.admit_here()
+        except BaseException as exc:
+            self._dismiss()
+            raise self.left(exc)
 
     def close_now(self) -> None:
         """Close the generator, which has `grace` seconds for that, and end its thread."""

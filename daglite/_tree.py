@@ -29,7 +29,7 @@ class LiveCall:
     Args:
         metadata: The call.
         state: `"running"`, also where it waits for what it awaits; `"backing off"` before a retry; `"waiting for a
-            thread"`; `"in a thread"`; of a stream `"between items"` when nobody asks for one, or `"closing"`; or
+            limit"`, `"waiting for a rate"` or `"waiting for a thread"`; `"in a thread"`; of a stream `"between items"` when nobody asks for one, or `"closing"`; or
             `"stuck in an abandoned thread"`, of a thread whose caller was released, and which Python cannot stop.
         age: Seconds since it began.
         attempts: How often its function was run.
@@ -37,6 +37,7 @@ class LiveCall:
             if nothing of that applies.
         retry_in: Seconds until the next attempt, if it is backing off.
         items: Of a stream, how many it gave; `None` of other calls.
+        limit: What the limit or rate is called that it waits for, if it does.
         calls: The calls that it has made and that run.
     """
 
@@ -47,10 +48,13 @@ class LiveCall:
     deadline: float | None = None
     retry_in: float | None = None
     items: int | None = None
+    limit: str | None = None
     calls: tuple[LiveCall, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{_one_line(self.metadata.name)}: {self.state}"]
+        if self.limit is not None:
+            parts[0] += f" ({_one_line(self.limit)!r})"
         if self.retry_in is not None:
             parts.append(f"attempt {self.attempts + 1} in {max(self.retry_in, 0):.1f} s")
         elif self.attempts > 1:
@@ -161,7 +165,10 @@ def _alone(call: Watched, steps: Any, now: float) -> LiveCall:
     state, deadline, retry_in = "running", call.deadline, None
     attempt, until = call.backing_off
     work_state = None if call.work is None else call.work.state
-    if attempt == call.attempts:
+    gate = call.waits_for
+    if gate is not None:
+        state, deadline = gate.state, None
+    elif attempt == call.attempts:
         state, deadline, retry_in = "backing off", None, until - now
     elif steps is not None and steps.closing:
         state = "closing"
@@ -175,7 +182,8 @@ def _alone(call: Watched, steps: Any, now: float) -> LiveCall:
         state = "in a thread"
     deadlines = [each for each in (deadline, call.total_deadline) if each is not None]
     left = min(deadlines) - now if deadlines else None
-    return LiveCall(call.metadata, state, now - call.began, call.attempts, left, retry_in, call.items)
+    limit = None if gate is None else gate.name
+    return LiveCall(call.metadata, state, now - call.began, call.attempts, left, retry_in, call.items, limit)
 
 
 def _one_line(text: str) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "TaskRetrying",
     "TaskStarted",
     "TaskSucceeded",
+    "TaskWaiting",
 ]
 
 
@@ -79,6 +80,17 @@ class TaskEvent(Event):
 @dataclass(frozen=True, slots=True)
 class TaskStarted(TaskEvent):
     """A call has begun. Exactly one of `TaskSucceeded`, `TaskFailed` and `TaskCancelled` follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWaiting(TaskEvent):
+    """An attempt, or the first step of a stream, cannot begin at once: it waits for its task's limit or rate.
+
+    Args:
+        limit: What the limit or rate is called.
+    """
+
+    limit: str
 
 
 @dataclass(frozen=True, slots=True)

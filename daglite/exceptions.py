@@ -5,6 +5,7 @@
     │   ├── TaskTimeoutError    … because its deadline passed (also a TimeoutError)
     │   └── TaskGroupError      calls of a fan-out or session failed (also an ExceptionGroup)
     ├── BackendError            a backend cannot run a call
+    ├── LimitError              a call would wait for a limit that one around it holds (also a RuntimeError)
     ├── SessionError            a session was used when it is not open (also a RuntimeError)
     └── CallCancelledError      a call was cancelled that somebody waits for who was not
 
@@ -32,6 +33,7 @@ __all__ = [
     "BackendError",
     "CallCancelledError",
     "DagliteError",
+    "LimitError",
     "SessionError",
     "TaskError",
     "TaskGroupError",
@@ -49,6 +51,10 @@ class SessionError(DagliteError, RuntimeError):
 
 class CallCancelledError(DagliteError):
     """A call that somebody waits for was cancelled, in the background or for a thread. The one who waits was not."""
+
+
+class LimitError(DagliteError, RuntimeError):
+    """A call needs a token of a limit of which a call around it holds one: both would wait for each other."""
 
 
 class BackendError(DagliteError):

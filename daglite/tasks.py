@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Generic, NoReturn, Protocol, TypeVar, overl
 
 from typing_extensions import Never, ParamSpec, Self
 
-from ._bridge import THREAD, find_backend
+from ._bridge import INLINE, THREAD, find_backend
 from ._call import Call
 from ._context import Home, Position, here
 from ._functions import Function, function_of
@@ -26,6 +26,7 @@ from ._streams import AsyncStream, SyncStream
 from ._thread_streams import ThreadSteps, TimedSteps
 from ._trips import Trip, run_in_loop
 from ._typing import NOT_GIVEN, NotGiven
+from .limits import Limit, Rate
 
 __all__ = ["AsyncStream", "AsyncTask", "AsyncTaskStream", "SyncStream", "SyncTask", "SyncTaskStream", "Task", "task"]
 
@@ -142,6 +143,16 @@ class Task(Generic[P, R]):
         return self._spec.options.pump
 
     @property
+    def limit(self) -> Limit | None:
+        """How many attempts run at once, or streams are open; `None` for any number."""
+        return self._spec.options.limit
+
+    @property
+    def rate(self) -> Rate | None:
+        """How many attempts begin in a time; `None` for any number."""
+        return self._spec.options.rate
+
+    @property
     def backend(self) -> str | None:
         """Where fan-outs run a sync function; `None` for where the session says."""
         return self._spec.options.backend
@@ -179,6 +190,8 @@ class Task(Generic[P, R]):
         total_timeout: float | NotGiven | None = NOT_GIVEN,
         item_timeout: float | NotGiven | None = NOT_GIVEN,
         pump: bool | NotGiven = NOT_GIVEN,
+        limit: int | Limit | NotGiven | None = NOT_GIVEN,
+        rate: Rate | NotGiven | None = NOT_GIVEN,
         backend: str | NotGiven | None = NOT_GIVEN,
         wrap_errors: bool | NotGiven = NOT_GIVEN,
     ) -> Self:
@@ -194,6 +207,8 @@ class Task(Generic[P, R]):
             total_timeout: As above, in seconds.
             item_timeout: As above, in seconds.
             pump: As above.
+            limit: As above. A number makes another limit, for the copy and its copies.
+            rate: As above.
             backend: As above.
             wrap_errors: As above.
 
@@ -211,6 +226,8 @@ class Task(Generic[P, R]):
             "total_timeout": total_timeout,
             "item_timeout": item_timeout,
             "pump": pump,
+            "limit": limit,
+            "rate": rate,
             "backend": backend,
             "wrap_errors": wrap_errors,
         }
@@ -270,7 +287,14 @@ class Task(Generic[P, R]):
         options = self._spec.options
         for default in (options.backend, home.settings.backend):
             name = default if name is None else name
-        return find_backend(f"task {self._spec.label!r}", name, options.deadlines)
+        where = f"task {self._spec.label!r}"
+        backend = find_backend(where, name, options.deadlines)
+        if backend is INLINE and self.is_generator and options.limit is not None:
+            raise ValueError(
+                f"{where}: its limit cannot be waited for by a generator that is collected in the event loop's own thread; "
+                f"use the backend 'thread' instead of 'inline'"
+            )
+        return backend
 
     def _bound_to(self, owner: Any) -> Self:
         # As short as can be: it happens whenever a method is called.
@@ -704,6 +728,8 @@ def task(
     total_timeout: float | None = None,
     item_timeout: float | None = None,
     pump: bool = False,
+    limit: int | Limit | None = None,
+    rate: Rate | None = None,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Decorator: ...
@@ -720,6 +746,8 @@ def task(
     total_timeout: float | None = None,
     item_timeout: float | None = None,
     pump: bool = False,
+    limit: int | Limit | None = None,
+    rate: Rate | None = None,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Any:
@@ -766,6 +794,10 @@ def task(
         pump: For async generators: whether it lives in a task of its own, which gives one item at a time, instead of being
             stepped in the consumer's. Then it may hold cancel scopes and task groups across a `yield`, and be closed from
             anywhere; an item costs more. Off by default.
+        limit: How many attempts run at once, or streams are open at once; any number by default. A number is for this task and
+            its copies; a `Limit` for all tasks that name it. Others wait in line, outside of `timeout`, and show as waiting.
+            A sync function that has one, or a rate, cannot be called in place in an event loop's thread, which it would stop.
+        rate: A `Rate`: how many attempts begin in a time; any number by default. Not for streams.
         backend: For sync functions: where fan-outs and `start_soon` run them, `"thread"` or `"inline"`; by default where
             the session says.
         wrap_errors: Whether a failed call raises a `TaskError` with the function's own error as its cause, which is
@@ -788,6 +820,8 @@ def task(
         "total_timeout": total_timeout,
         "item_timeout": item_timeout,
         "pump": pump,
+        "limit": limit,
+        "rate": rate,
         "backend": backend,
         "wrap_errors": wrap_errors,
     }

@@ -25,6 +25,7 @@ MODULES = [
     "daglite.composers",
     "daglite.events",
     "daglite.exceptions",
+    "daglite.limits",
     "daglite.plugins",
     "daglite.sessions",
     "daglite.settings",

@@ -1,0 +1,154 @@
+"""The wait before an attempt, or a stream, begins: for the limit and the rate of its task."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import anyio
+
+from ._call import Call
+from ._context import here
+from ._gates import Gate, Tokens, Waiter
+from ._slots import Slot, check_cancelled
+from ._trips import find_way
+from .exceptions import LimitError
+
+__all__ = ["admit", "admit_sync"]
+
+
+async def admit(call: Call) -> None:
+    """Wait until a call's next attempt, or its stream, may begin.
+
+    Raises:
+        LimitError: A call around it holds a token of its limit, and would wait for it.
+    """
+    for gate in call.spec.gates:
+        refuse_nested(call, gate)
+        if gate.enter():
+            note(call, gate)
+        else:
+            await wait_in_loop(call, gate)
+
+
+def admit_sync(call: Call) -> None:
+    """The same in a thread, no longer than until the deadline of the whole call.
+
+    Raises:
+        LimitError: A call around it holds a token of its limit, and would wait for it.
+        TaskTimeoutError: The deadline has passed.
+    """
+    for gate in call.spec.gates:
+        refuse_nested(call, gate)
+        if gate.enter():
+            note(call, gate)
+        else:
+            wait_in_thread(call, gate)
+
+
+def note(call: Call, gate: Gate) -> None:
+    """Note what a call holds, and has to give back."""
+    if isinstance(gate, Tokens):
+        call.held = gate
+
+
+def refuse_nested(call: Call, gate: Gate) -> None:
+    """Raise if those who wait for a call hold what it would wait for."""
+    holder = call
+    while not holder.is_background() and holder.caller is not None:
+        holder = holder.caller  # type: ignore[assignment]  # a call is all that is watched
+        if holder.held is gate:
+            raise call.refuse(
+                LimitError(
+                    f"task {call.spec.label!r} needs a token of limit {gate.name!r}, of which task {holder.spec.label!r} "
+                    f"around it holds one: they would wait for each other. Give it a limit of its own"
+                )
+            )
+
+
+async def wait_in_loop(call: Call, gate: Gate) -> None:
+    """Wait until a gate lets the call in. Cancelled, it leaves nothing behind."""
+    waiter = Waiter.in_loop()
+    gate.join(waiter)
+    try:
+        call.wait_for(gate)
+        while delay := gate.delay(waiter):
+            if delay == math.inf:
+                await waiter.event.wait()
+            else:
+                await anyio.sleep(delay)
+    except BaseException:
+        gate.leave(waiter)
+        raise
+    finally:
+        call.waits_for = None
+    note(call, gate)
+
+
+def wait_in_thread(call: Call, gate: Gate) -> None:
+    """The same, in the event loop that belongs to the thread, so that others may have its place in the meantime."""
+    left = math.inf if call.total_deadline is None else call.total_deadline - time.perf_counter()
+    label = call.spec.label
+    way = find_way(f"task {label!r}", label, f"await {label}.to_thread(...)")
+
+    async def wait() -> bool:
+        with anyio.CancelScope(deadline=anyio.current_time() + left):
+            await wait_in_loop(call, gate)
+            return True
+        return False
+
+    in_time = wait_here(call, gate, left) if way is None else way.take(f"task {label!r}", label, lambda _: wait())
+    if not in_time:
+        raise call.timed_out("total")
+    check_cancelled()  # it may have got in when nobody waited any more
+
+
+def wait_here(call: Call, gate: Gate, left: float) -> bool:
+    """The same in a thread without an event loop; false if it has taken longer than so many seconds."""
+    waiter = Waiter(threading.Event(), None)
+    deadline = time.perf_counter() + left
+    slot = here().slot
+    wait = ThreadWait(waiter)
+    gate.join(waiter)
+    if isinstance(slot, Slot):
+        slot.set_out(wait)
+    try:
+        call.wait_for(gate)
+        while True:
+            waiter.event.clear()  # before it is asked: who wakes it in between is not missed
+            delay = gate.delay(waiter)
+            if not delay:
+                break
+            check_cancelled()
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                gate.leave(waiter)
+                return False
+            waiter.event.wait(min(delay, left, threading.TIMEOUT_MAX))
+    except BaseException:
+        gate.leave(waiter)
+        raise
+    finally:
+        call.waits_for = None
+        if isinstance(slot, Slot):
+            slot.returned(wait)
+    note(call, gate)
+    return True
+
+
+class ThreadWait:
+    """A wait that ends when its thread is given up.
+
+    Args:
+        waiter: Who waits.
+    """
+
+    starts_cancelled = False
+
+    def __init__(self, waiter: Waiter) -> None:
+        self._waiter = waiter
+
+    def cancel(self) -> None:
+        """Let it look whether it is cancelled."""
+        self._waiter.event.set()
