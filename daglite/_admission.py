@@ -5,46 +5,65 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 import anyio
 
 from ._call import Call
 from ._context import here
+from ._eventloop import running_task
 from ._gates import Gate, Tokens, Waiter
 from ._slots import Slot, check_cancelled
 from ._trips import find_way
 from .exceptions import LimitError
 
-__all__ = ["admit", "admit_sync"]
+__all__ = ["admit", "admit_sync", "whoever"]
 
 
-async def admit(call: Call) -> None:
+def whoever() -> Any:
+    """The task of the event loop that the running code is in, or its thread where there is none."""
+    return running_task() or threading.current_thread()
+
+
+async def admit(call: Call, consumer: Any = None) -> None:
     """Wait until a call's next attempt, or its stream, may begin.
 
+    Args:
+        call: The call.
+        consumer: Who steps it, if it is a stream: see `whoever`.
+
     Raises:
-        LimitError: A call around it holds a token of its limit, and would wait for it.
+        LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
     """
     for gate in call.spec.gates:
-        refuse_nested(call, gate)
+        refuse_nested(call, gate, consumer)
         if gate.enter():
             note(call, gate)
         else:
             await wait_in_loop(call, gate)
+        if consumer is not None and isinstance(gate, Tokens):
+            gate.streams[call] = consumer
 
 
-def admit_sync(call: Call) -> None:
+def admit_sync(call: Call, consumer: Any = None) -> None:
     """The same in a thread, no longer than until the deadline of the whole call.
 
+    Args:
+        call: The call.
+        consumer: As above.
+
     Raises:
-        LimitError: A call around it holds a token of its limit, and would wait for it.
+        LimitError: As above.
         TaskTimeoutError: The deadline has passed.
     """
     for gate in call.spec.gates:
-        refuse_nested(call, gate)
+        refuse_nested(call, gate, consumer)
         if gate.enter():
             note(call, gate)
         else:
             wait_in_thread(call, gate)
+        if consumer is not None and isinstance(gate, Tokens):
+            gate.streams[call] = consumer
 
 
 def note(call: Call, gate: Gate) -> None:
@@ -53,18 +72,28 @@ def note(call: Call, gate: Gate) -> None:
         call.held = gate
 
 
-def refuse_nested(call: Call, gate: Gate) -> None:
+def refuse_nested(call: Call, gate: Gate, consumer: Any) -> None:
     """Raise if those who wait for a call hold what it would wait for."""
-    holder = call
+    if not isinstance(gate, Tokens):
+        return
+    holder: Any = call
     while not holder.is_background() and holder.caller is not None:
-        holder = holder.caller  # type: ignore[assignment]  # a call is all that is watched
+        holder = holder.caller
         if holder.held is gate:
-            raise call.refuse(
-                LimitError(
-                    f"task {call.spec.label!r} needs a token of limit {gate.name!r}, of which task {holder.spec.label!r} "
-                    f"around it holds one: they would wait for each other. Give it a limit of its own"
-                )
-            )
+            raise call.refuse(nested(call, gate, f"task {holder.spec.label!r} around it"))
+    if gate.streams:
+        consumer = consumer or whoever()
+        for stream, other in gate.streams.copy().items():
+            if other is consumer:
+                raise call.refuse(nested(call, gate, f"stream {stream.spec.label!r}, which is open in the same task,"))
+
+
+def nested(call: Call, gate: Gate, holder: str) -> LimitError:
+    """The error of a call that would wait for those who wait for it."""
+    return LimitError(
+        f"task {call.spec.label!r} needs a token of limit {gate.name!r}, of which {holder} holds one: they would wait for "
+        f"each other. Give it a limit of its own"
+    )
 
 
 async def wait_in_loop(call: Call, gate: Gate) -> None:

@@ -315,6 +315,7 @@ class Call:
         """Let another have the token of its limit, if it has one: its thread may be given up while it does so itself."""
         held: Tokens | None = self.__dict__.pop("held", None)
         if held is not None:
+            held.streams.pop(self, None)
             held.give_back()
 
     def retry_in(self, exc: Exception) -> float:

@@ -111,6 +111,7 @@ class Tokens(Gate):
         super().__init__(name)
         self.total: int = total
         self.free: int = total  # none while somebody waits
+        self.streams: dict[Any, Any] = {}  # the open ones that hold a token, each with the task or thread that steps it
 
     def enter(self) -> bool:
         """Take a token, if one is free."""
@@ -157,6 +158,7 @@ class Tokens(Gate):
         """All are free."""
         super().reset()
         self.free = self.total
+        self.streams.clear()
 
 
 class Pace(Gate):

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import anyio
 from anyio import get_cancelled_exc_class
 
+from ._admission import whoever
 from ._call import Call
 from ._context import Owner, here, whereabouts
 from ._eventloop import Loop
@@ -89,6 +90,7 @@ class PumpedSteps(AsyncSteps):
         self._finished = anyio.Event()  # and the pump has, too
         self._stepped: anyio.Event | None = None  # the step has ended that ran when it was closed
         self._interrupted: BaseException | None = None
+        self._consumer: Any = None  # who takes the first step, if it has a limit
 
     is_pumped = True
 
@@ -119,6 +121,8 @@ class PumpedSteps(AsyncSteps):
         if self.context is None:
             self._check_owner()
         self.enter(what)
+        if not self.admitted:
+            self._consumer = whoever()
         request = Request(self.within(make), is_plain=thrown is None, thrown=thrown)
         cancellation: BaseException | None = None
         try:
@@ -334,7 +338,7 @@ class PumpedSteps(AsyncSteps):
     async def _take_in_time(self, request: Request) -> Outcome:
         """Step the generator within its `item_timeout`, if it has one."""
         if not (self.admitted or self.closing):
-            _, error = await self._take(self.admit)
+            _, error = await self._take(partial(self.admit, self._consumer))
             if error is not None:
                 return NOT_GIVEN, error
         limit = self.call.spec.item_timeout

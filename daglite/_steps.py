@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from ._admission import admit, admit_sync
+from ._admission import admit, admit_sync, whoever
 from ._call import Call
 from ._context import Owner, Position, set_current
 from ._eventloop import give_way
@@ -87,7 +87,7 @@ class Steps:
 
     def admit_here(self) -> None:
         """Wait in this thread until it may begin."""
-        admit_sync(self.call)
+        admit_sync(self.call, whoever())
         self.admitted = True
 
     def enter(self, what: str) -> Context:
@@ -195,9 +195,9 @@ class AwaitedSteps(Steps):
         finally:
             self._closing.set()
 
-    async def admit(self) -> None:
-        """Wait until it may begin."""
-        await admit(self.call)
+    async def admit(self, consumer: Any) -> None:
+        """Wait until it may begin, for whoever steps it."""
+        await admit(self.call, consumer)
         self.admitted = True
 
     async def timed_out(self, timeout: AttemptTimeout) -> BaseException:
@@ -239,7 +239,7 @@ class AsyncSteps(AwaitedSteps):
         context = self.enter(what)
         try:
             if not self.admitted:
-                await self.admit()
+                await self.admit(whoever())
             item = await in_context(context, self.within(make)())
         except BaseException as exc:
             raise self.left(exc, thrown)
@@ -268,6 +268,8 @@ class AsyncSteps(AwaitedSteps):
         session = self.call.home.session
         if session is not None and self.context is not None and not self.ended:
             session._close_soon(self)
+        else:
+            self.call.give_back()  # to end the generator is the event loop's own matter
 
 
 class SyncSteps(Steps):

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
+from ._admission import whoever
 from ._bridge import stuck_in_place
 from ._call import Call
 from ._context import here
@@ -130,6 +131,7 @@ class OwnThread(Steps):
             session._close_soon(self)
         else:
             self.ended = True
+            self.call.give_back()
             self._requests.put((self.generator.close, None))
             self._dismiss()
 
@@ -174,7 +176,7 @@ class ThreadSteps(OwnThread, AwaitedSteps):
 
     async def _admit_or_end(self) -> None:
         try:
-            await self.admit()
+            await self.admit(whoever())
         except BaseException as exc:
             self._dismiss()
             raise self.left(exc)

@@ -653,6 +653,58 @@ async def test_a_stream_cannot_wait_for_a_limit_that_a_call_around_it_holds(kind
     assert database.available_tokens == 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_cannot_wait_for_a_limit_that_an_open_stream_in_its_task_holds(kind: str) -> None:
+    database = Limit("database", 2)
+    rows = streams_of(database)[kind]
+
+    @task(limit=database)
+    async def store(row: int) -> int:
+        return row
+
+    async with session():
+        async with rows() as items:
+            await items.__anext__()
+            message = (
+                r"task 'store' needs a token of limit 'database', of which stream '\w+', which is open in the same task"
+            )
+            with pytest.raises(LimitError, match=message):
+                await store(1)
+            async with rows() as others:
+                with pytest.raises(LimitError, match="which is open in the same task"):
+                    await others.__anext__()
+            async with anyio.create_task_group() as group:  # another task does not wait for this one
+                group.start_soon(store, 1)
+        assert await store(1) == 1
+    assert database.available_tokens == 2
+
+
+def test_a_call_cannot_wait_for_a_limit_that_an_open_stream_in_its_thread_holds() -> None:
+    database = Limit("database", 2)
+
+    @task(limit=database)
+    def rows() -> Iterator[int]:
+        yield 1
+
+    for stream in (rows, rows.with_options(item_timeout=30)):
+        for _ in stream():
+            with pytest.raises(LimitError, match="which stream 'rows', which is open in the same task, holds one"):
+                list(rows())
+        assert database.available_tokens == 2
+
+
+@pytest.mark.parametrize("kind", ["stepped", "in a thread", "timed in a thread"])
+async def test_a_stream_that_is_dropped_outside_of_sessions_gives_its_token_back(kind: str) -> None:
+    database = Limit("database", 1)
+    items = streams_of(database)[kind]()
+    assert await items.__anext__() == 0
+    if kind == "stepped":
+        await items._steps.generator.aclose()  # else the event loop warns
+    del items
+    gc.collect()
+    assert database.available_tokens == 1
+
+
 def test_streams_of_sync_code_wait_too() -> None:
     database = Limit("database", 1)
 
