@@ -5,7 +5,7 @@ from ._dump import dump_on_signal
 from ._metadata import TaskMetadata
 from ._retry import Backoff
 from ._slots import check_cancelled, remaining
-from .composers import Outcome, gather_tasks, map_tasks, partition, stream_tasks
+from .composers import Outcome, gather_tasks, map_tasks, partition, race_tasks, stream_tasks
 from .limits import Limit, Rate
 from .sessions import current_session, session
 from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task
@@ -16,6 +16,7 @@ __all__ = [
     "gather_tasks",
     "stream_tasks",
     "map_tasks",
+    "race_tasks",
     "Outcome",
     "partition",
     "Backoff",

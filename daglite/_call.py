@@ -62,13 +62,13 @@ class Call:
         "began",  # by `time.perf_counter`, in a session
         "home",
         "kwargs",
+        "map_index",  # as all of a fan-out have one
         "parent",
         "result",  # for the watcher, before a call ends that has succeeded
         "slot",
         "spec",
     )
 
-    map_index: int | None = None
     cancel: Callable[[], None] | None = None
     starts_background: bool = False  # no call that it makes is in the background for that
     accepted: bool = True  # what it calls goes on while the session ends
@@ -97,6 +97,7 @@ class Call:
         self.home: Home = parent.home
         self.slot: Thread | None = parent.slot
         self.backend: Backend | None = None
+        self.map_index: int | None = None
         self._metadata: TaskMetadata | None = None
 
     @property

@@ -14,12 +14,13 @@ from typing_extensions import Self
 
 from ._failures import is_cancellation
 from ._fan_out import FanOut
+from ._typing import NOT_GIVEN
 from .exceptions import CallCancelledError, TaskGroupError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["Outcome", "TaskResults", "refuse_missing"]
+__all__ = ["Outcome", "Race", "TaskResults", "refuse_missing"]
 
 R = TypeVar("R")
 
@@ -168,6 +169,43 @@ class _InOrder:
         return self._waiting.pop(self._next - 1)
 
 
+class Race:
+    """The first success of some calls, which ends the others.
+
+    Args:
+        fan_out: The calls.
+    """
+
+    def __init__(self, fan_out: FanOut) -> None:
+        self._fan_out = fan_out
+        self._value: Any = NOT_GIVEN
+        self._errors: list[Exception] = []
+
+    async def run(self) -> Any:
+        """Make the calls, and return what the first has returned.
+
+        Raises:
+            TaskGroupError: None has succeeded.
+        """
+        await self._fan_out.run(self._keep)
+        errors, self._errors = self._errors, []
+        try:
+            if self._value is NOT_GIVEN:
+                if errors:
+                    raise TaskGroupError(f"All calls of {self._fan_out.jobs.subject} failed", errors)
+                refuse_missing(self._fan_out, 0)
+            return self._value
+        finally:
+            del errors  # else the traceback of each, which holds this frame, would hold itself
+
+    def _keep(self, index: int, value: Any, error: Exception | None) -> None:
+        if error is not None:
+            self._errors.append(error)
+        elif self._value is NOT_GIVEN:
+            self._value = value
+            self._fan_out.stop()
+
+
 def refuse_missing(fan_out: FanOut, ended: int) -> None:
     """Raise if somebody cancelled calls, each by itself, with the event loop's own means.
 
@@ -178,7 +216,7 @@ def refuse_missing(fan_out: FanOut, ended: int) -> None:
     Raises:
         TaskGroupError: Some did not.
     """
-    name, missing = fan_out.task.name, fan_out.started - ended
+    subject, missing = fan_out.jobs.subject, fan_out.started - ended
     if missing:
-        error = CallCancelledError(f"{missing} of {fan_out.started} calls of task {name!r} were cancelled")
-        raise TaskGroupError(f"Calls of task {name!r} were cancelled", [error])
+        error = CallCancelledError(f"{missing} of {fan_out.started} calls of {subject} were cancelled")
+        raise TaskGroupError(f"Calls of {subject} were cancelled", [error])

@@ -9,12 +9,13 @@ from typing_extensions import Required, Unpack
 
 from . import _checks
 from ._fan_out import FanOut
-from ._results import Outcome, TaskResults, refuse_missing
+from ._jobs import Calls, Items, Jobs
+from ._results import Outcome, Race, TaskResults, refuse_missing
 from ._trips import find_way
 from .sessions import session
-from .tasks import SyncTaskStream, as_task
+from .tasks import SyncTaskStream, TaskCall, as_task
 
-__all__ = ["Outcome", "TaskResults", "gather_tasks", "map_tasks", "partition", "stream_tasks"]
+__all__ = ["Outcome", "TaskResults", "gather_tasks", "map_tasks", "partition", "race_tasks", "stream_tasks"]
 
 for _result in (Outcome, TaskResults):
     _result.__module__ = __name__  # where people find them
@@ -22,7 +23,11 @@ del _result
 
 A = TypeVar("A")
 R = TypeVar("R")
-Items: TypeAlias = Iterable[A] | AsyncIterable[A]
+R1 = TypeVar("R1")
+R2 = TypeVar("R2")
+R3 = TypeVar("R3")
+R4 = TypeVar("R4")
+AnyIterable: TypeAlias = Iterable[A] | AsyncIterable[A]
 
 
 def partition(outcomes: Iterable[Outcome[R]]) -> tuple[list[R], list[Exception]]:
@@ -85,49 +90,83 @@ class StreamCollect(TypedDict, total=False):
 
 
 @overload
+async def gather_tasks(c1: TaskCall[R1], /, **options: Unpack[Raise]) -> tuple[R1]: ...
+@overload
+async def gather_tasks(c1: TaskCall[R1], /, **options: Unpack[Collect]) -> tuple[Outcome[R1]]: ...
+@overload
+async def gather_tasks(c1: TaskCall[R1], c2: TaskCall[R2], /, **options: Unpack[Raise]) -> tuple[R1, R2]: ...
+@overload
 async def gather_tasks(
-    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Raise]
+    c1: TaskCall[R1], c2: TaskCall[R2], /, **options: Unpack[Collect]
+) -> tuple[Outcome[R1], Outcome[R2]]: ...
+@overload
+async def gather_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], /, **options: Unpack[Raise]
+) -> tuple[R1, R2, R3]: ...
+@overload
+async def gather_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], /, **options: Unpack[Collect]
+) -> tuple[Outcome[R1], Outcome[R2], Outcome[R3]]: ...
+@overload
+async def gather_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], c4: TaskCall[R4], /, **options: Unpack[Raise]
+) -> tuple[R1, R2, R3, R4]: ...
+@overload
+async def gather_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], c4: TaskCall[R4], /, **options: Unpack[Collect]
+) -> tuple[Outcome[R1], Outcome[R2], Outcome[R3], Outcome[R4]]: ...
+@overload
+async def gather_tasks(*calls: TaskCall[R], **options: Unpack[Raise]) -> tuple[R, ...]: ...
+@overload
+async def gather_tasks(*calls: TaskCall[R], **options: Unpack[Collect]) -> tuple[Outcome[R], ...]: ...
+@overload
+async def gather_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: AnyIterable[A], /, **options: Unpack[Raise]
 ) -> list[list[R]]: ...
 @overload
 async def gather_tasks(
-    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Collect]
+    task: Callable[[A], AsyncIterator[R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[list[R]]]: ...
 @overload
 async def gather_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Raise]
+    task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[Raise]
 ) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Collect]
+    task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 @overload
-async def gather_tasks(task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
+async def gather_tasks(
+    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]
+) -> list[list[R]]: ...
 @overload
 async def gather_tasks(
-    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Collect]
+    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[list[R]]]: ...
 @overload
-async def gather_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[R]: ...
-@overload
-async def gather_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Collect]) -> list[Outcome[R]]: ...
+async def gather_tasks(task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Raise]
+    task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]
+) -> list[Outcome[R]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
 ) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Collect]
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 @overload
-async def gather_tasks(task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Raise]) -> list[R]: ...
+async def gather_tasks(
+    task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
+) -> list[R]: ...
 @overload
 async def gather_tasks(
-    task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Collect]
+    task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 async def gather_tasks(
-    task: Any,
-    /,
-    *iterables: Any,
+    *task_and_iterables: Any,
     limit: int | None = None,
     backend: str | None = None,
     errors: Literal["raise", "collect"] = "raise",
@@ -151,67 +190,102 @@ async def gather_tasks(
     assert anyio.run(main) == [0, 2, 4, 6, 8]
     ```
 
+    Or make different calls, and get their results as a tuple: `user, posts = await gather_tasks(fetch_user.call(1), fetch_posts.call(1))`.
+
     Every call has a task of the event loop of its own; those of plain functions run in worker threads, and streams are
     collected into lists. An item is taken only when a call of it may begin. The first failure cancels the other calls, and is raised when all have ended.
 
     Args:
-        task: A task, or a function.
-        iterables: Where the arguments come from, zipped like those of `map`: sync or async iterables. An async
-            generator is closed in the end. An error of theirs ends the calls and comes out as it is.
+        task_and_iterables: A task, or a function, and where its arguments come from: sync or async iterables, zipped like
+            those of `map`. An async generator is closed in the end. An error of theirs ends the calls and comes out as it
+            is. Or calls of any tasks, made with `t.call(...)`.
         limit: How many calls run at once; any number by default.
         backend: Where plain functions run, `"thread"` or `"inline"`; by default where they or the session say.
         errors: `"raise"`, or `"collect"` to let all calls run and return an `Outcome` for each.
 
     Returns:
-        What the calls have returned, or their outcomes.
+        What the calls have returned, or their outcomes: a list, or a tuple if the calls were given.
 
     Raises:
         TaskGroupError: Calls failed; it holds their errors, without the calls that were cancelled because of them.
-        TypeError: `task` cannot be called, there are no iterables, or one is none.
-        ValueError: `limit` is less than 1, or `errors` is neither of the two.
+        TypeError: The task cannot be called, there are no iterables, one is none, or not all are calls.
+        ValueError: `limit` is less than 1, `errors` is neither of the two, or `backend` is given for async functions.
+        LimitError: The calls would wait for a stream among the iterables that holds a token of their limit.
         SessionError: The session has begun to end.
     """
-    return await _gather("gather_tasks", task, iterables, limit, backend, errors)
+    return await _gather("gather_tasks", task_and_iterables, limit, backend, errors)
 
 
 @overload
-def map_tasks(task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
+def map_tasks(c1: TaskCall[R1], /, **options: Unpack[Raise]) -> tuple[R1]: ...
+@overload
+def map_tasks(c1: TaskCall[R1], /, **options: Unpack[Collect]) -> tuple[Outcome[R1]]: ...
+@overload
+def map_tasks(c1: TaskCall[R1], c2: TaskCall[R2], /, **options: Unpack[Raise]) -> tuple[R1, R2]: ...
+@overload
+def map_tasks(c1: TaskCall[R1], c2: TaskCall[R2], /, **options: Unpack[Collect]) -> tuple[Outcome[R1], Outcome[R2]]: ...
 @overload
 def map_tasks(
-    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[Collect]
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], /, **options: Unpack[Raise]
+) -> tuple[R1, R2, R3]: ...
+@overload
+def map_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], /, **options: Unpack[Collect]
+) -> tuple[Outcome[R1], Outcome[R2], Outcome[R3]]: ...
+@overload
+def map_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], c4: TaskCall[R4], /, **options: Unpack[Raise]
+) -> tuple[R1, R2, R3, R4]: ...
+@overload
+def map_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], c4: TaskCall[R4], /, **options: Unpack[Collect]
+) -> tuple[Outcome[R1], Outcome[R2], Outcome[R3], Outcome[R4]]: ...
+@overload
+def map_tasks(*calls: TaskCall[R], **options: Unpack[Raise]) -> tuple[R, ...]: ...
+@overload
+def map_tasks(*calls: TaskCall[R], **options: Unpack[Collect]) -> tuple[Outcome[R], ...]: ...
+@overload
+def map_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: AnyIterable[A], /, **options: Unpack[Raise]
+) -> list[list[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[[A], AsyncIterator[R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[list[R]]]: ...
 @overload
-def map_tasks(task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Raise]) -> list[R]: ...
-@overload
 def map_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[Collect]
-) -> list[Outcome[R]]: ...
-@overload
-def map_tasks(task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
-@overload
-def map_tasks(
-    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[Collect]
-) -> list[Outcome[list[R]]]: ...
-@overload
-def map_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Raise]) -> list[R]: ...
-@overload
-def map_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[Collect]) -> list[Outcome[R]]: ...
-@overload
-def map_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Raise]
+    task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[Raise]
 ) -> list[R]: ...
 @overload
 def map_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[Collect]
+    task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 @overload
-def map_tasks(task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Raise]) -> list[R]: ...
+def map_tasks(task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
 @overload
-def map_tasks(task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[Collect]) -> list[Outcome[R]]: ...
 def map_tasks(
-    task: Any,
-    /,
-    *iterables: Any,
+    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
+@overload
+def map_tasks(task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]) -> list[R]: ...
+@overload
+def map_tasks(task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
+) -> list[R]: ...
+@overload
+def map_tasks(
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
+) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]) -> list[R]: ...
+@overload
+def map_tasks(
+    task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
+) -> list[Outcome[R]]: ...
+def map_tasks(
+    *task_and_iterables: Any,
     limit: int | None = None,
     backend: str | None = None,
     errors: Literal["raise", "collect"] = "raise",
@@ -235,93 +309,158 @@ def map_tasks(
     event loop's thread; one that blocks, or that belongs to this thread such as a cursor of sqlite3, is better a list.
 
     Args:
-        task: A task, or a function.
-        iterables: Where the arguments come from, zipped like those of `map`: sync or async iterables. An async
-            generator is closed in the end. An error of theirs ends the calls and comes out as it is.
+        task_and_iterables: A task, or a function, and where its arguments come from: sync or async iterables, zipped like
+            those of `map`. An async generator is closed in the end. An error of theirs ends the calls and comes out as it
+            is. Or calls of any tasks, made with `t.call(...)`.
         limit: How many calls run at once; any number by default.
         backend: Where plain functions run, `"thread"` or `"inline"`; by default where they or the session say.
         errors: `"raise"`, or `"collect"` to let all calls run and return an `Outcome` for each.
 
     Returns:
-        What the calls have returned, or their outcomes.
+        What the calls have returned, or their outcomes: a list, or a tuple if the calls were given.
 
     Raises:
         TaskGroupError: Calls failed; it holds their errors, without the calls that were cancelled because of them.
-        TypeError: `task` cannot be called, there are no iterables, or one is none.
-        ValueError: `limit` is less than 1, or `errors` is neither of the two.
+        TypeError: The task cannot be called, there are no iterables, one is none, or not all are calls.
+        ValueError: `limit` is less than 1, `errors` is neither of the two, or `backend` is given for async functions.
+        LimitError: The calls would wait for a stream among the iterables that holds a token of their limit.
         RuntimeError: An event loop runs in this thread: `await gather_tasks(...)`.
         SessionError: The session has begun to end.
     """
-    target = as_task(task)
-    what = f"map_tasks of task {target.name!r}"
+    if not task_and_iterables:
+        return ()
+    first = task_and_iterables[0]
+    name = (first.task if isinstance(first, TaskCall) else as_task(first)).name
+    what = f"map_tasks of task {name!r}"
 
-    def gather(_: object) -> Coroutine[Any, Any, list[Any]]:
-        return _gather("map_tasks", target, iterables, limit, backend, errors)
+    def gather(_: object) -> Coroutine[Any, Any, Any]:
+        return _gather("map_tasks", task_and_iterables, limit, backend, errors)
 
-    way = find_way(what, target.name, "await gather_tasks(...)")
+    way = find_way(what, name, "await gather_tasks(...)")
     if way is not None:
-        return way.take(what, target.name, gather)
+        return way.take(what, name, gather)
     with session(name="map_tasks"):
-        return map_tasks(task, *iterables, limit=limit, backend=backend, errors=errors)
+        return map_tasks(*task_and_iterables, limit=limit, backend=backend, errors=errors)
 
 
-async def _gather(what: str, task: Any, iterables: tuple[Any, ...], limit: Any, backend: Any, errors: Any) -> list[Any]:
-    fan_out = FanOut(what, task, iterables, limit=limit, backend=backend, errors=errors)
-    results: dict[int, Any] = {}
+async def _gather(what: str, given: tuple[Any, ...], limit: Any, backend: Any, errors: Any) -> Any:
+    are_calls = not given or isinstance(given[0], TaskCall)
+    jobs: Jobs = Calls(what, given) if are_calls else Items(what, given[0], given[1:])
+    fan_out = FanOut(jobs, limit=limit, backend=backend, errors=errors)
+    results: list[Any] = []
+    ended = 0
 
     def keep(index: int, value: Any, error: Exception | None) -> None:
+        nonlocal ended
+        ended += 1
+        if index >= len(results):  # a list, in which one has its place when it has begun, takes the least
+            results.extend([None] * (fan_out.started - len(results)))
         results[index] = Outcome(index, value, error) if fan_out.collect else value
 
     await fan_out.run(keep)
-    refuse_missing(fan_out, len(results))
-    return [results[index] for index in range(fan_out.started)]
+    refuse_missing(fan_out, ended)
+    return tuple(results) if are_calls else results
+
+
+@overload
+async def race_tasks(c1: TaskCall[R1], c2: TaskCall[R2], /) -> R1 | R2: ...
+@overload
+async def race_tasks(c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], /) -> R1 | R2 | R3: ...
+@overload
+async def race_tasks(
+    c1: TaskCall[R1], c2: TaskCall[R2], c3: TaskCall[R3], c4: TaskCall[R4], /
+) -> R1 | R2 | R3 | R4: ...
+@overload
+async def race_tasks(*calls: TaskCall[R]) -> R: ...
+async def race_tasks(*calls: TaskCall[Any]) -> Any:
+    """Make calls at the same time, and return the result of the first that succeeds.
+
+    ```python
+    import anyio
+    from daglite import race_tasks, task
+
+
+    @task
+    async def ask(server: str, delay: float) -> str:
+        await anyio.sleep(delay)
+        return server
+
+
+    async def main() -> str:
+        return await race_tasks(ask.call("near", delay=0.01), ask.call("far", delay=10))
+
+
+    assert anyio.run(main) == "near"
+    ```
+
+    The others are cancelled then, and waited for: a function in a thread until it returns, unless its task has a `timeout`. A
+    call that fails is out, and the others go on.
+
+    Args:
+        calls: The calls, made with `t.call(...)`. Those of plain functions run in worker threads.
+
+    Returns:
+        What the first has returned that has succeeded.
+
+    Raises:
+        TaskGroupError: All of them failed; it holds their errors, in the order in which they did.
+        TypeError: One is no call, or the call of a stream.
+        ValueError: There are none.
+        SessionError: The session has begun to end.
+    """
+    if not calls:
+        raise ValueError("race_tasks: there is no call that could succeed")
+    race = Race(FanOut(Calls("race_tasks", calls, streams=False), limit=None, backend=None, errors="collect"))
+    return await race.run()
 
 
 @overload
 def stream_tasks(
-    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[StreamRaise]
+    task: Callable[[A], AsyncIterator[R]], items: AnyIterable[A], /, **options: Unpack[StreamRaise]
 ) -> TaskResults[list[R]]: ...
 @overload
 def stream_tasks(
-    task: Callable[[A], AsyncIterator[R]], items: Items[A], /, **options: Unpack[StreamCollect]
+    task: Callable[[A], AsyncIterator[R]], items: AnyIterable[A], /, **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[list[R]]]: ...
 @overload
 def stream_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[StreamRaise]
+    task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[StreamRaise]
 ) -> TaskResults[R]: ...
 @overload
 def stream_tasks(
-    task: Callable[[A], Coroutine[Any, Any, R]], items: Items[A], /, **options: Unpack[StreamCollect]
+    task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[R]]: ...
 @overload
 def stream_tasks(
-    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[StreamRaise]
+    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[StreamRaise]
 ) -> TaskResults[list[R]]: ...
 @overload
 def stream_tasks(
-    task: SyncTaskStream[[A], R], items: Items[A], /, **options: Unpack[StreamCollect]
+    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[list[R]]]: ...
 @overload
-def stream_tasks(task: Callable[[A], R], items: Items[A], /, **options: Unpack[StreamRaise]) -> TaskResults[R]: ...
-@overload
 def stream_tasks(
-    task: Callable[[A], R], items: Items[A], /, **options: Unpack[StreamCollect]
-) -> TaskResults[Outcome[R]]: ...
-@overload
-def stream_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[StreamRaise]
+    task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[StreamRaise]
 ) -> TaskResults[R]: ...
 @overload
 def stream_tasks(
-    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: Items[Any], **options: Unpack[StreamCollect]
+    task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[R]]: ...
 @overload
 def stream_tasks(
-    task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[StreamRaise]
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamRaise]
 ) -> TaskResults[R]: ...
 @overload
 def stream_tasks(
-    task: Callable[..., R], /, *iterables: Items[Any], **options: Unpack[StreamCollect]
+    task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[StreamRaise]
+) -> TaskResults[R]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[R]]: ...
 def stream_tasks(
     task: Any,
@@ -377,7 +516,7 @@ def stream_tasks(
         ValueError: `limit` is less than 1, `buffer` less than 0, or `errors` neither of the two.
         SessionError: The session has begun to end.
     """
-    fan_out = FanOut("stream_tasks", task, iterables, limit=limit, backend=backend, errors=errors)
+    fan_out = FanOut(Items("stream_tasks", task, iterables), limit=limit, backend=backend, errors=errors)
     if limit is None:
         raise TypeError(f"{fan_out.where}: limit must be a whole number, not None")
     _checks.flag(f"{fan_out.where}: ordered", ordered)

@@ -23,16 +23,27 @@ from ._retry import RetryDelay, RetryOn
 from ._spec import Spec
 from ._steps import AsyncSteps, SyncSteps
 from ._streams import AsyncStream, SyncStream
+from ._task_call import TaskCall
 from ._thread_streams import ThreadSteps, TimedSteps
 from ._trips import Trip, run_in_loop
 from ._typing import NOT_GIVEN, NotGiven
 from .limits import Limit, Rate
 
-__all__ = ["AsyncStream", "AsyncTask", "AsyncTaskStream", "SyncStream", "SyncTask", "SyncTaskStream", "Task", "task"]
+__all__ = [
+    "AsyncStream",
+    "AsyncTask",
+    "AsyncTaskStream",
+    "SyncStream",
+    "SyncTask",
+    "SyncTaskStream",
+    "Task",
+    "TaskCall",
+    "task",
+]
 
-for _stream in (AsyncStream, SyncStream):
-    _stream.__module__ = __name__  # where people find them
-del _stream
+for _public in (AsyncStream, SyncStream, TaskCall):
+    _public.__module__ = __name__  # where people find them
+del _public
 
 P = ParamSpec("P")
 Rest = ParamSpec("Rest")
@@ -247,29 +258,44 @@ class Task(Generic[P, R]):
             kwargs: The keyword arguments.
             parent: Where it is made.
         """
-        try:
-            self._spec.function.signature.bind(*args, **kwargs)
-        except TypeError as exc:
-            raise TypeError(f"task {self._spec.label!r}: {exc}") from None
+        self._check_arguments(args, kwargs)
         call = Call(self._spec, args, kwargs, parent)
         if not self.is_async:
             call.backend = self._backend(None, call.home)
         return call, lambda: self._awaited(call)
 
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            self._spec.function.signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"task {self._spec.label!r}: {exc}") from None
+
+    def _unbegun(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskCall[Any]:
+        """A call that is begun later: wrong arguments are an error now."""
+        self._check_arguments(args, kwargs)
+        return TaskCall(self, args, kwargs)
+
     def _run_one(
-        self, args: tuple[Any, ...], index: int, backend: Backend | None, cancel: Callable[[], None]
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        index: int,
+        backend: Backend | None,
+        cancel: Callable[[int], None],
     ) -> Coroutine[Any, Any, Any]:
         """The same, for one of a fan-out, here and now.
 
         Args:
-            args: The arguments.
+            args: The positional arguments.
+            kwargs: The keyword arguments.
             index: Its position in the fan-out.
             backend: Where a sync function runs.
-            cancel: Cancels it alone.
+            cancel: Cancels the one of an index alone.
         """
-        call = self._call(args, {}, backend)
+        call = self._call(args, kwargs, backend)
         call.map_index = index
-        call.cancel = cancel
+        if call.home.books is not None:  # else nobody can ask for it
+            call.cancel = partial(cancel, index)
         return self._awaited(call)
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], backend: Backend | None = None) -> Call:
@@ -395,6 +421,14 @@ class AsyncTask(Task[P, R]):
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         return run(call)
 
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
+        """A call that has yet to begin, for `gather_tasks`, `map_tasks` and `race_tasks`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._unbegun(args, kwargs)
+
     def partial(self, *args: Any, **kwargs: Any) -> AsyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
 
@@ -483,6 +517,14 @@ class SyncTask(Task[P, R]):
             ValueError: There is no such backend, or it cannot enforce the task's `timeout`.
         """
         return await run(self._call(args, kwargs, self._backend(backend, here().home)))  # type: ignore[no-any-return]
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
+        """A call that has yet to begin, for `gather_tasks`, `map_tasks` and `race_tasks`.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._unbegun(args, kwargs)
 
     def partial(self, *args: Any, **kwargs: Any) -> SyncTask[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
@@ -593,6 +635,14 @@ class AsyncTaskStream(Task[P, R]):
         async with AsyncStream[Any](self._steps(call)) as items:
             return [item async for item in items]
 
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[list[R]]:
+        """A call that has yet to begin, for `gather_tasks` and `map_tasks`: they collect its items into a list.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._unbegun(args, kwargs)
+
     def partial(self, *args: Any, **kwargs: Any) -> AsyncTaskStream[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.
 
@@ -668,6 +718,14 @@ class SyncTaskStream(Task[P, R]):
             return list(SyncStream[Any](self._steps(call)))
 
         return call.backend.run(Attempt(call.spec.label, collect, (), {}))
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[list[R]]:
+        """A call that has yet to begin, for `gather_tasks` and `map_tasks`: they collect its items into a list.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+        """
+        return self._unbegun(args, kwargs)
 
     def partial(self, *args: Any, **kwargs: Any) -> SyncTaskStream[..., R]:
         """A task with some arguments fixed, as by `functools.partial`.

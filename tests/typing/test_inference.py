@@ -18,6 +18,7 @@ from daglite import (
     gather_tasks,
     map_tasks,
     partition,
+    race_tasks,
     remaining,
     session,
     stream_tasks,
@@ -27,7 +28,7 @@ from daglite.events import Event, LogRecorded
 from daglite.plugins import LoggingPlugin, hook_impl
 from daglite.sessions import CallFuture, CallHandle, Session, Subscription, SyncSession
 from daglite.settings import Settings
-from daglite.tasks import AsyncStream, SyncStream
+from daglite.tasks import AsyncStream, SyncStream, TaskCall
 
 
 @task
@@ -160,6 +161,31 @@ async def test_fan_outs() -> None:
         assert_type([outcome async for outcome in collected], list[Outcome[int]])
 
 
+async def test_calls() -> None:
+    assert_type(fetch.call("x", retries=1), TaskCall[bytes])
+    assert_type(load.call("x"), TaskCall[int])
+    assert_type(rows.call("x"), TaskCall[list[int]])
+    assert_type(lines.call("x"), TaskCall[list[str]])
+    assert_type(load.partial("x").call(), TaskCall[int])
+    assert_type(await gather_tasks(load.call("x")), tuple[int])
+    assert_type(await gather_tasks(fetch.call("x"), load.call("x")), tuple[bytes, int])
+    three = await gather_tasks(fetch.call("x"), load.call("x"), lines.call("x"), limit=2)
+    assert_type(three, tuple[bytes, int, list[str]])
+    four = await gather_tasks(load.call("x"), load.call("x"), fetch.call("x"), load.call("x"))
+    assert_type(four, tuple[int, int, bytes, int])
+    assert_type(await gather_tasks(*[load.call("x")] * 9), tuple[int, ...])
+    two = await gather_tasks(fetch.call("x"), load.call("x"), errors="collect")
+    assert_type(two, tuple[Outcome[bytes], Outcome[int]])
+    assert_type(await gather_tasks(*[load.call("x")] * 9, errors="collect"), tuple[Outcome[int], ...])
+    assert_type(await race_tasks(fetch.call("x"), load.call("x")), bytes | int)
+    assert_type(await race_tasks(*[load.call("x")] * 9), int)
+
+
+def test_calls_from_sync_code() -> None:
+    assert_type(map_tasks(fetch.call("x"), load.call("x")), tuple[bytes, int])
+    assert_type(map_tasks(*[load.call("x")] * 9, errors="collect"), tuple[Outcome[int], ...])
+
+
 async def rows_of_text() -> AsyncIterator[str]:
     yield "x"
 
@@ -240,6 +266,10 @@ def test_wrong_uses_are_errors() -> None:
         task(retries="3")  # type: ignore[call-overload]
         load.with_options(limit="3")  # type: ignore[arg-type]
         load.with_options(rate=3)  # type: ignore[arg-type]
+        load.call(3)  # type: ignore[arg-type]
+        gather_tasks(load.call("x"), load)  # type: ignore[call-overload]
+        stream_tasks(load.call("x"))  # type: ignore[call-overload]
+        race_tasks(load)  # type: ignore[call-overload]
         rows.to_thread("x")  # type: ignore[attr-defined]
         task(retry_delay="1")  # type: ignore[call-overload]
         Backoff(jitter="x")  # type: ignore[arg-type]
