@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import anyio
@@ -73,7 +74,7 @@ class FanOut:
             async with anyio.create_task_group() as group:
                 self._failures.scope = group.cancel_scope
                 try:
-                    await self._start(group, keep)
+                    await self.jobs.while_open(partial(self._start, group, keep), self._grace)
                 except BaseException as exc:
                     own, cancellation = without_cancellation(exc)
                     if cancellation is not None:
@@ -96,24 +97,36 @@ class FanOut:
         self._failures.scope.cancel()
 
     async def _start(self, group: TaskGroup, keep: Callable[[int, Any, Exception | None], None]) -> None:
-        try:
-            for index in itertools.count():
+        for index in itertools.count():
+            while True:
+                try:
+                    await self._room_for(index)
+                    break
+                except self._cancelled as exc:
+                    if not await self.jobs.absorb(exc):
+                        raise
+            # Only now: what is not taken yet is not lost when a call fails.
+            job = await self.jobs.take()
+            if job is None:
+                return
+            self.started += 1
+            handle = group.create_task(self._one(index, job, keep), name=job[0].name)
+            if self._is_known:
+                self._running[index] = handle
+
+    async def _room_for(self, index: int) -> None:
+        """Wait until another call may begin."""
+        if self.window is not None:
+            await self.window.acquire()
+        if self._places is not None:
+            try:
+                await self._places.acquire()
+            except BaseException:
                 if self.window is not None:
-                    await self.window.acquire()
-                if self._places is not None:
-                    await self._places.acquire()
-                elif index % _STRIDE == _STRIDE - 1:
-                    await checkpoint()
-                # Only now: what is not taken yet is not lost when a call fails.
-                job = await self.jobs.take()
-                if job is None:
-                    return
-                self.started += 1
-                handle = group.create_task(self._one(index, job, keep), name=job[0].name)
-                if self._is_known:
-                    self._running[index] = handle
-        finally:
-            await self.jobs.aclose(self._grace)
+                    self.window.release()
+                raise
+        elif index % _STRIDE == _STRIDE - 1:
+            await checkpoint()
 
     async def _one(self, index: int, job: Job, keep: Callable[[int, Any, Exception | None], None]) -> None:
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
-import anyio
-
+from ._sources import AsyncSource, Source
 from ._task_call import TaskCall
 from .exceptions import LimitError
 from .tasks import AsyncStream, Task, as_task
@@ -35,8 +35,13 @@ class Jobs:
     async def take(self) -> Job | None:
         """The next call; `None` if there are no more."""
 
-    async def aclose(self, grace: float) -> None:
-        """Take no more; there are so many seconds to close what they come from."""
+    async def while_open(self, body: Callable[[], Awaitable[None]], grace: float) -> None:
+        """Do something that takes calls, then close what they come from, for which there are so many seconds."""
+        await body()
+
+    async def absorb(self, cancellation: BaseException) -> bool:
+        """Whether a cancellation of the task that takes calls concerns nothing but what they come from."""
+        return False
 
 
 class Items(Jobs):
@@ -61,10 +66,19 @@ class Items(Jobs):
         super().__init__(what, f"task {self._task.name!r}", (self._task,))
         if not iterables:
             raise TypeError(f"{self.where}: there is no iterable to take arguments from")
-        self._iterators = [_iterator(self.where, number, each) for number, each in enumerate(iterables, start=1)]
-        for iterator in self._iterators:
-            if isinstance(iterator, AsyncStream):
-                self._own(iterator)
+        self._sources = [self._source(number, each) for number, each in enumerate(iterables, start=1)]
+        self._open = [source for source in self._sources if isinstance(source, AsyncSource) and source.is_generator]
+
+    def _source(self, number: int, iterable: Any) -> Source | AsyncSource:
+        if hasattr(iterable, "__aiter__"):
+            asynchronous = iterable.__aiter__()
+            if isinstance(asynchronous, AsyncStream):
+                self._own(asynchronous)
+            return AsyncSource(asynchronous)
+        try:
+            return Source(iter(iterable))
+        except TypeError:
+            raise TypeError(f"{self.where}: iterable {number} is {iterable!r}, which cannot be iterated over") from None
 
     def _own(self, stream: AsyncStream[Any]) -> None:
         stream._steps.is_owned = True  # it is closed here
@@ -79,43 +93,24 @@ class Items(Jobs):
         """The next call."""
         taken: list[Any] = []
         try:
-            for iterator in self._iterators:
-                if isinstance(iterator, AsyncIterator):
-                    taken.append(await iterator.__anext__())
-                else:
-                    taken.append(next(iterator))
+            for source in self._sources:
+                taken.append(await source.take() if source.is_async else source.take())
         except (StopIteration, StopAsyncIteration):
             return None
         return self._task, tuple(taken), _NOTHING
 
-    async def aclose(self, grace: float) -> None:
-        """Close the async generators among them, which would else be left to the event loop to end."""
-        deadline = anyio.current_time() + grace
-        failure: Exception | None = None
-        for iterator in self._iterators:
-            if isinstance(iterator, AsyncIterator) and hasattr(iterator, "aclose"):
-                # A scope for each: one that takes too long, or fails, does not keep the next from being closed.
-                with anyio.CancelScope(deadline=deadline, shield=True):
-                    try:
-                        await iterator.aclose()
-                    except Exception as exc:
-                        failure = failure or exc
-        if failure is not None:
-            raise failure
+    async def while_open(self, body: Callable[[], Awaitable[None]], grace: float) -> None:
+        """Do something that takes calls, then close the async generators, which would else be left to the event loop to end."""
+        for source in reversed(self._open):  # the last, whose scopes are the innermost, is closed first
+            body = partial(source.while_open, body, grace)
+        await body()
+
+    async def absorb(self, cancellation: BaseException) -> bool:
+        """Throw a cancellation into the generator that it comes from; of several nobody can tell whose it is."""
+        return len(self._open) == 1 and await self._open[0].absorb(cancellation)
 
 
 _NOTHING: Mapping[str, Any] = {}
-
-
-def _iterator(where: str, number: int, iterable: Any) -> Iterator[Any] | AsyncIterator[Any]:
-    if hasattr(iterable, "__aiter__"):
-        asynchronous: AsyncIterator[Any] = iterable.__aiter__()
-        return asynchronous
-    try:
-        synchronous: Iterator[Any] = iter(iterable)
-        return synchronous
-    except TypeError:
-        raise TypeError(f"{where}: iterable {number} is {iterable!r}, which cannot be iterated over") from None
 
 
 class Calls(Jobs):

@@ -259,12 +259,12 @@ async def test_a_source_that_fails_to_close_does_not_keep_the_next_from_closing(
                 yield number
         finally:
             closed.append(number)
-            if number == 1:
+            if number == 2:
                 raise OSError("in the close")
 
     with pytest.raises(OSError, match="in the close"):
         await gather_tasks(lambda a, b, c: None, items(1), items(2), range(3))
-    assert closed == [1, 2]
+    assert closed == [2, 1]
 
 
 async def test_what_ends_a_program_comes_out_bare() -> None:

@@ -1,0 +1,107 @@
+"""Where the arguments of a fan-out come from: sync and async iterables.
+
+An async generator may hold a cancel scope or a task group open across a `yield`, as one does that reads from a connection. It is
+stepped in the task that starts the calls. So nothing of ours is opened there after it, and what is to bound its close is opened
+before; and a cancellation that is its own, and comes while that task waits for a place, is thrown into it, where it belongs.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ["AsyncSource", "Source"]
+
+
+class Source:
+    """An iterator.
+
+    Args:
+        iterator: The iterator.
+    """
+
+    is_async = False
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self.take: Callable[[], Any] = iterator.__next__
+
+
+class AsyncSource:
+    """An async iterator, which may be a generator, that is closed in the end.
+
+    Args:
+        iterator: The iterator.
+    """
+
+    is_async = True
+
+    def __init__(self, iterator: AsyncIterator[Any]) -> None:
+        self._iterator: Any = iterator
+        self._early: list[Any] = []  # what came of a cancellation, before anybody has asked for it
+        self._scope: anyio.CancelScope | None = None
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it can be closed."""
+        return hasattr(self._iterator, "aclose")
+
+    async def take(self) -> Any:
+        """The next item.
+
+        Raises:
+            StopAsyncIteration: There is none.
+        """
+        return self._early.pop() if self._early else await self._iterator.__anext__()
+
+    async def while_open(self, body: Callable[[], Awaitable[None]], grace: float) -> None:
+        """Do something that takes from it, then close it, for which it has so many seconds, whatever is cancelled."""
+        error: BaseException | None = None
+        failure: Exception | None = None
+        try:
+            with anyio.CancelScope() as self._scope:
+                try:
+                    await body()
+                except BaseException as exc:
+                    error = exc
+                self._scope.shield = True
+                self._scope.deadline = anyio.current_time() + grace
+                try:
+                    await self._iterator.aclose()
+                except BaseException as exc:
+                    failure = closing_failure(exc)
+                    if not isinstance(error, Exception):
+                        error = failure or error
+            if error is not None:
+                raise error
+        finally:
+            error = failure = None  # else its traceback, which holds this frame, would hold itself
+
+    async def absorb(self, cancellation: BaseException) -> bool:
+        """Throw a cancellation of the task into it, if it is one of its own; false if it is not, and concerns others too."""
+        if self._scope is None or not hasattr(self._iterator, "athrow"):
+            return False
+        self._scope.shield = True
+        try:
+            if anyio.current_effective_deadline() > -math.inf:  # of what it holds open: nothing else is inside
+                return False
+            self._early.append(await self._iterator.athrow(cancellation))
+        except StopAsyncIteration:
+            pass  # as the next that asks will find
+        finally:
+            self._scope.shield = False
+        return True
+
+
+def closing_failure(exc: BaseException) -> Exception | None:
+    """What a generator has failed with when it was closed. A task group answers with a group of what closes it."""
+    failure = exc.split(GeneratorExit)[1] if isinstance(exc, BaseExceptionGroup) else exc
+    if failure is None or isinstance(failure, Exception):
+        return failure
+    raise failure
