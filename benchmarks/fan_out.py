@@ -40,10 +40,10 @@ fetch_task, sleep_task = task(fetch), task(sleep)
 plain, limited, paced = task(answer), task(limit=Limit("bench", 8))(answer), task(rate=Rate(1e9))(answer)
 
 
-async def by_hand(count: int = CALLS) -> list[int]:
+async def by_hand(count: int = CALLS, *, fast_acquire: bool = False) -> list[int]:
     """The same calls in a task group, as many at once as a semaphore lets."""
     results = [0] * count
-    places = anyio.Semaphore(LIMIT)
+    places = anyio.Semaphore(LIMIT, fast_acquire=fast_acquire)
 
     async def one(number: int) -> None:
         try:
@@ -113,6 +113,7 @@ def start_gathered(group: anyio.abc.TaskGroup) -> None:
 async def one_round() -> dict[str, float]:
     """Seconds of everything, measured once."""
     took = {"task group and semaphore": await seconds_of(by_hand)}
+    took["the same, fast_acquire=True"] = await seconds_of(lambda: by_hand(fast_acquire=True))
     took["gather_tasks"] = await seconds_of(gathered)
     took["stream_tasks"] = await seconds_of(streamed)
     took["stream_tasks, ordered"] = await seconds_of(lambda: streamed(ordered=True))
