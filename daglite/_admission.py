@@ -119,7 +119,7 @@ def wait_in_thread(call: Call, gate: Gate) -> None:
     """The same, in the event loop that belongs to the thread, so that others may have its place in the meantime."""
     left = math.inf if call.total_deadline is None else call.total_deadline - time.perf_counter()
     label = call.spec.label
-    way = find_way(f"task {label!r}", label, f"await {label}.to_thread(...)")
+    way = find_way(f"task {label!r}", label, f"await {call.spec.function.name}.to_thread(...)")
 
     async def wait() -> bool:
         with anyio.CancelScope(deadline=anyio.current_time() + left):
@@ -139,9 +139,9 @@ def wait_here(call: Call, gate: Gate, left: float) -> bool:
     deadline = time.perf_counter() + left
     slot = here().slot
     wait = ThreadWait(waiter)
-    gate.join(waiter)
     if isinstance(slot, Slot):
         slot.set_out(wait)
+    gate.join(waiter)
     try:
         call.wait_for(gate)
         while True:

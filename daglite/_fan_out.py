@@ -53,7 +53,7 @@ class FanOut:
         self._is_known: bool = position.home.books is not None  # so that calls can be found, and cancelled alone
         self._running: dict[int, TaskHandle[None]] = {}
         self._failures = Failures()
-        self._cancelled: type[BaseException] = get_cancelled_exc_class()
+        self._cancelled: type[BaseException]  # by the event loop, from when that runs
         self._is_over: bool = False
         self._grace = position.home.settings.grace
         if position.home.leaving:
@@ -70,6 +70,7 @@ class FanOut:
             Exception: A source failed.
         """
         own: BaseException | None = None
+        self._cancelled = get_cancelled_exc_class()
         try:
             async with anyio.create_task_group() as group:
                 self._failures.scope = group.cancel_scope

@@ -45,6 +45,8 @@ class AsyncStream(Generic[R_co]):
             RuntimeError: Another step runs elsewhere; or it is the first step of one with a task of its own, outside of
                 sessions and of `async with`.
             SessionError: It is the first step, and the session accepts no more calls.
+            LimitError: It is the first step, and a call around it, or a stream that is open in the same task, holds a token of its
+                limit.
             BackendError: It is the first step of one in a thread, and as many threads as there may be are stuck past their
                 deadlines.
         """
@@ -113,8 +115,11 @@ class SyncStream(Generic[R_co]):
         Raises:
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The item took longer than `item_timeout`.
-            RuntimeError: Another step runs elsewhere; or it has an `item_timeout`, and an event loop runs in this thread.
+            RuntimeError: Another step runs elsewhere; or it has an `item_timeout` or a limit, and an event loop runs in this
+                thread.
             SessionError: It is the first step, and the session accepts no more calls.
+            LimitError: It is the first step, and a call around it, or a stream that is open in the same task, holds a token of its
+                limit.
         """
         return self._steps.run("stepped", self._steps.next)  # type: ignore[no-any-return]
 

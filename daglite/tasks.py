@@ -371,6 +371,7 @@ class AsyncTask(Task[P, R]):
         Raises:
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
+            LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
         """
         return await run(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
 
@@ -406,6 +407,7 @@ class AsyncTask(Task[P, R]):
         Raises:
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
+            LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
             CallCancelledError: The call was cancelled by itself.
             RuntimeError: An event loop runs in this thread: `await` the task.
             SessionError: There is no event loop to go to, or the session has ended.
@@ -473,8 +475,9 @@ class SyncTask(Task[P, R]):
         Raises:
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
-            RuntimeError: The task has a deadline or waits before a retry, and an event loop runs in this thread, which it
-                would block: use `to_thread`.
+            LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
+            RuntimeError: The task has a deadline, a limit or a rate, or waits before a retry, and an event loop runs in this
+                thread, which it would block: use `to_thread`.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return run_sync(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
@@ -493,6 +496,7 @@ class SyncTask(Task[P, R]):
         Raises:
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
+            LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return await run(self._call(args, kwargs, THREAD))  # type: ignore[no-any-return]

@@ -272,6 +272,16 @@ async def test_a_source_that_does_not_close_in_time_is_ended() -> None:
     assert said == ["cancelled", "cleaned up"]
 
 
+def test_results_may_be_made_before_there_is_an_event_loop() -> None:
+    results = stream_tasks(double, [1, 2], ordered=True)
+
+    async def main() -> list[int]:
+        async with results:
+            return [result async for result in results]
+
+    assert anyio.run(main) == [2, 4]
+
+
 async def test_results_are_the_source_of_the_next_fan_out() -> None:
     async with stream_tasks(double, range(20), limit=3, ordered=True) as results:
         assert await gather_tasks(double, results, limit=2) == [4 * number for number in range(20)]
