@@ -176,9 +176,8 @@ class Pace(Gate):
         super().__init__(name)
         self._interval = interval
         self._ahead = (burst - 1) * interval  # how much of what is to come may be used up
-        self._used = (
-            -math.inf
-        )  # until when, by `clock`: the theoretical arrival time of the generic cell rate algorithm
+        # Until when the time is used up, by `clock`: the theoretical arrival time of the generic cell rate algorithm.
+        self._used = -math.inf
 
     def enter(self) -> bool:
         """Get in, if nobody waits and it is time."""
