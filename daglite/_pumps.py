@@ -347,19 +347,22 @@ class PumpedSteps(AsyncSteps):
         assert self._scope is not None
         deadline = anyio.current_time() + limit
         self._scope.deadline, self.call.deadline = deadline, time.perf_counter() + limit
-        item, error = await self._take(request.make, request.thrown)
-        is_late, self.call.deadline = time.perf_counter() > self.call.deadline, None
-        if self._is_done_for():  # in the meantime, and a close has a deadline of its own
+        try:
+            item, error = await self._take(request.make, request.thrown)
+            is_late, self.call.deadline = time.perf_counter() > self.call.deadline, None
+            if self._is_done_for():  # in the meantime, and a close has a deadline of its own
+                return item, error
+            self._scope.deadline = math.inf  # before it is looked at: Trio would find it passed
+            if self._scope.cancel_called:
+                self._timeout = AttemptTimeout(deadline)
+                if error is not None:
+                    failure, _ = without_cancellation(error)
+                    return NOT_GIVEN, self._timeout if failure is None else failure
+            if is_late and error is None:
+                self.call.came_late("item", anyio.current_time() - deadline)
             return item, error
-        self._scope.deadline = math.inf  # before it is looked at: Trio would find it passed
-        if self._scope.cancel_called:
-            self._timeout = AttemptTimeout(deadline)
-            if error is not None:
-                failure, _ = without_cancellation(error)
-                return NOT_GIVEN, self._timeout if failure is None else failure
-        if is_late and error is None:
-            self.call.came_late("item", anyio.current_time() - deadline)
-        return item, error
+        finally:
+            error = failure = None  # a traceback holds the callers' frames too, since Python 3.12, and so itself
 
     async def _take(self, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Outcome:
         """Step the generator, in its own context."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -34,7 +34,7 @@ class Source:
 
 
 class AsyncSource:
-    """An async iterator, which may be a generator, that is closed in the end.
+    """An async iterator. A generator is closed in the end; what else can be is for who has made it.
 
     Args:
         iterator: The iterator.
@@ -43,14 +43,10 @@ class AsyncSource:
     is_async = True
 
     def __init__(self, iterator: AsyncIterator[Any]) -> None:
+        self.is_generator: bool = isinstance(iterator, AsyncGenerator)
         self._iterator: Any = iterator
         self._early: list[Any] = []  # what came of a cancellation, before anybody has asked for it
         self._scope: anyio.CancelScope | None = None
-
-    @property
-    def is_generator(self) -> bool:
-        """Whether it can be closed."""
-        return hasattr(self._iterator, "aclose")
 
     async def take(self) -> Any:
         """The next item.
@@ -85,8 +81,7 @@ class AsyncSource:
 
     async def absorb(self, cancellation: BaseException) -> bool:
         """Throw a cancellation of the task into it, if it is one of its own; false if it is not, and concerns others too."""
-        if self._scope is None or not hasattr(self._iterator, "athrow"):
-            return False
+        assert self._scope is not None  # it is open
         self._scope.shield = True
         try:
             if anyio.current_effective_deadline() > -math.inf:  # of what it holds open: nothing else is inside

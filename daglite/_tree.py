@@ -29,8 +29,9 @@ class LiveCall:
     Args:
         metadata: The call.
         state: `"running"`, also where it waits for what it awaits; `"backing off"` before a retry; `"waiting for a
-            limit"`, `"waiting for a rate"` or `"waiting for a thread"`; `"in a thread"`; of a stream `"between items"` when nobody asks for one, or `"closing"`; or
-            `"stuck in an abandoned thread"`, of a thread whose caller was released, and which Python cannot stop.
+            limit"`, `"waiting for a rate"` or `"waiting for a thread"`; `"in a thread"`; of a stream `"between items"`
+            when nobody asks for one, or `"closing"`; or `"stuck in an abandoned thread"`, of a thread whose caller was
+            released, and which Python cannot stop.
         age: Seconds since it began.
         attempts: How often its function was run.
         deadline: Seconds until its time is up, by its `timeout`, `total_timeout` or `item_timeout`, below 0 if it is; `None`

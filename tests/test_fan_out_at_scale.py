@@ -272,6 +272,16 @@ async def test_a_source_that_does_not_close_in_time_is_ended() -> None:
     assert said == ["cancelled", "cleaned up"]
 
 
+async def test_what_is_no_generator_is_not_closed() -> None:
+    send, receive = anyio.create_memory_object_stream[int](4)
+    with send, receive:
+        for number in range(4):
+            send.send_nowait(number)
+        async with stream_tasks(double, receive, limit=1, buffer=0) as results:
+            assert await results.__anext__() == 0
+        assert await receive.receive() in (1, 2, 3)  # the rest is there for others
+
+
 def test_results_may_be_made_before_there_is_an_event_loop() -> None:
     results = stream_tasks(double, [1, 2], ordered=True)
 
