@@ -59,7 +59,6 @@ class AsyncSource:
     async def while_open(self, body: Callable[[], Awaitable[None]], grace: float) -> None:
         """Do something that takes from it, then close it, for which it has so many seconds, whatever is cancelled."""
         error: BaseException | None = None
-        failure: Exception | None = None
         try:
             with anyio.CancelScope() as self._scope:
                 try:
@@ -69,15 +68,14 @@ class AsyncSource:
                 self._scope.shield = True
                 self._scope.deadline = anyio.current_time() + grace
                 try:
-                    await self._iterator.aclose()
-                except BaseException as exc:
-                    failure = closing_failure(exc)
+                    await self._close()
+                except Exception as exc:
                     if not isinstance(error, Exception):
-                        error = failure or error
+                        error = exc
             if error is not None:
                 raise error
         finally:
-            error = failure = None  # else its traceback, which holds this frame, would hold itself
+            del error  # else its traceback, which holds this frame, would hold itself
 
     async def absorb(self, cancellation: BaseException) -> bool:
         """Throw a cancellation of the task into it, if it is one of its own; false if it is not, and concerns others too."""
@@ -86,17 +84,22 @@ class AsyncSource:
         try:
             if anyio.current_effective_deadline() > -math.inf:  # of what it holds open: nothing else is inside
                 return False
-            self._early.append(await self._iterator.athrow(cancellation))
+            if (
+                self._early
+            ):  # it was told before, and has yielded inside of what is cancelled: so it would be told for ever
+                await self._close()
+            else:
+                self._early.append(await self._iterator.athrow(cancellation))
         except StopAsyncIteration:
             pass  # as the next that asks will find
         finally:
             self._scope.shield = False
         return True
 
-
-def closing_failure(exc: BaseException) -> Exception | None:
-    """What a generator has failed with when it was closed. A task group answers with a group of what closes it."""
-    failure = exc.split(GeneratorExit)[1] if isinstance(exc, BaseExceptionGroup) else exc
-    if failure is None or isinstance(failure, Exception):
-        return failure
-    raise failure
+    async def _close(self) -> None:
+        try:
+            await self._iterator.aclose()
+        except BaseExceptionGroup as exc:
+            failure = exc.split(GeneratorExit)[1]  # a task group's way to be closed
+            if failure is not None:
+                raise failure

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from daglite import Limit, Outcome, gather_tasks, map_tasks, partition, session, stream_tasks, task
@@ -212,6 +213,39 @@ async def test_an_async_generator_may_hold_a_deadline_of_its_own() -> None:
 
         group.start_soon(release)
         assert await gather_tasks(work, for_a_while(), limit=1) == [0, -1]
+
+
+async def test_an_async_generator_that_does_not_let_itself_be_cancelled_is_over() -> None:
+    said: list[str] = []
+    blocked = anyio.Event()
+
+    async def stubborn() -> AsyncIterator[int]:
+        try:
+            with anyio.CancelScope() as scope:
+                yield 0
+                scope.cancel()
+                for number in itertools.count(1):
+                    try:
+                        yield number
+                    except get_cancelled_exc_class():
+                        said.append("cancelled")
+        finally:
+            said.append("closed")
+
+    @task
+    async def work(number: int) -> int:
+        if number == 1:
+            await blocked.wait()
+        return number
+
+    async def release() -> None:
+        await until(lambda: said[-1:] == ["closed"])
+        blocked.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(release)
+        assert await gather_tasks(work, stubborn(), limit=1) == [0, 1, 2]
+    assert said == ["cancelled", "closed"]
 
 
 @pytest.mark.parametrize("how", ["failure", "cancelled", "deadline", "left early"])
