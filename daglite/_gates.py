@@ -148,8 +148,8 @@ class Tokens(Gate):
 
     def _advance(self) -> None:
         while self.free and self._queue:
+            self.free -= 1  # first: the collector may come in between, and with it another token
             waiter, _ = self._queue.popitem(last=False)
-            self.free -= 1
             waiter.is_admitted = True
             if not waiter.wake():
                 self.free += 1
