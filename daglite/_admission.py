@@ -41,8 +41,6 @@ async def admit(call: Call, consumer: Any = None) -> None:
             note(call, gate)
         else:
             await wait_in_loop(call, gate)
-        if consumer is not None and isinstance(gate, Tokens):
-            gate.streams[call] = consumer
 
 
 def admit_sync(call: Call, consumer: Any = None) -> None:
@@ -62,8 +60,6 @@ def admit_sync(call: Call, consumer: Any = None) -> None:
             note(call, gate)
         else:
             wait_in_thread(call, gate)
-        if consumer is not None and isinstance(gate, Tokens):
-            gate.streams[call] = consumer
 
 
 def note(call: Call, gate: Gate) -> None:

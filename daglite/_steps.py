@@ -87,8 +87,16 @@ class Steps:
 
     def admit_here(self) -> None:
         """Wait in this thread until it may begin."""
-        admit_sync(self.call, whoever())
+        consumer = whoever()
+        admit_sync(self.call, consumer)
+        self._begin_to_hold(consumer)
+
+    def _begin_to_hold(self, consumer: Any) -> None:
+        """Note that it may begin, and whose calls would wait for it if they needed a token of its limit."""
         self.admitted = True
+        held = self.call.held  # read once: its thread may be given up
+        if held is not None:
+            held.streams[self.call] = consumer
 
     def enter(self, what: str) -> Context:
         """Begin a step, or the close.
@@ -198,7 +206,7 @@ class AwaitedSteps(Steps):
     async def admit(self, consumer: Any) -> None:
         """Wait until it may begin, for whoever steps it."""
         await admit(self.call, consumer)
-        self.admitted = True
+        self._begin_to_hold(consumer)
 
     async def timed_out(self, timeout: AttemptTimeout) -> BaseException:
         """What comes of an item that has not come in time: an outer deadline that was not later is the outer's."""

@@ -1,7 +1,6 @@
 """`t.call(...)`: calls that are given to `gather_tasks`, `map_tasks` and `race_tasks`."""
 
 import gc
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -359,7 +358,6 @@ async def test_failures_leave_no_cycles() -> None:
     assert found == 0
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio keeps no count of cancellations")
 async def test_a_call_that_is_cancelled_with_its_race_is_not_a_loser() -> None:
     seen: list[str] = []
 
