@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from typing import Any
 
 import anyio
 
+from . import _clock
 from ._call import Call
 from ._context import here
 from ._eventloop import running_task
@@ -113,7 +113,7 @@ async def wait_in_loop(call: Call, gate: Gate) -> None:
 
 def wait_in_thread(call: Call, gate: Gate) -> None:
     """The same, in the event loop that belongs to the thread, so that others may have its place in the meantime."""
-    left = math.inf if call.total_deadline is None else call.total_deadline - time.perf_counter()
+    left = math.inf if call.total_deadline is None else call.total_deadline - _clock.monotonic()
     label = call.spec.label
     way = find_way(f"task {label!r}", label, f"await {call.spec.function.name}.to_thread(...)")
 
@@ -132,7 +132,7 @@ def wait_in_thread(call: Call, gate: Gate) -> None:
 def wait_here(call: Call, gate: Gate, left: float) -> bool:
     """The same in a thread without an event loop; false if it has taken longer than so many seconds."""
     waiter = Waiter(threading.Event(), None)
-    deadline = time.perf_counter() + left
+    deadline = _clock.monotonic() + left
     slot = here().slot
     wait = ThreadWait(waiter)
     if isinstance(slot, Slot):
@@ -146,7 +146,7 @@ def wait_here(call: Call, gate: Gate, left: float) -> bool:
             if not delay:
                 break
             check_cancelled()
-            left = deadline - time.perf_counter()
+            left = deadline - _clock.monotonic()
             if left <= 0:
                 gate.leave(waiter)
                 return False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from . import _clock
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -58,7 +59,7 @@ class Books:
         self.loop: Loop = loop
         self.thread: int = threading.get_ident()  # which every call compares with its own
         self.outer: Books | None = outer
-        self.opened: float = time.perf_counter()
+        self.opened: float = _clock.monotonic()
         self.live: dict[Watched, None] = {}  # oldest first
         self.streams: dict[Any, None] = {}  # the open ones, oldest first, which the session closes when it ends
         self.begun = itertools.count()  # drawn from once for each call: threads cannot come between

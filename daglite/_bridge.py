@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -12,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from . import _checks
+from . import _checks, _clock
 from ._call import Call
 from ._context import Home, Position, here
 from ._open_streams import Closing
@@ -126,7 +125,7 @@ def run_in_daemon(attempt: Attempt, timeout: float) -> Any:
     slot = Slot(position, attempt.name, partial(attempt.func, *attempt.args, **attempt.kwargs), done.set)
     if isinstance(position.slot, Slot) and position.slot.is_here():
         slot.serve(position.slot)
-    slot.deadline = slot.expires = time.perf_counter() + timeout
+    slot.deadline = slot.expires = _clock.monotonic() + timeout
     # A daemon: a thread that is past its deadline must not keep the program from ending.
     thread = threading.Thread(target=copy_context().run, args=(slot.run,), name=f"task {attempt.name}", daemon=True)
     with known_to_call(position, slot):

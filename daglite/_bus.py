@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import anyio
@@ -19,9 +19,27 @@ if TYPE_CHECKING:
     from ._protocols import Watched
     from .events import Event
 
-__all__ = ["Bus", "Subscription"]
+__all__ = ["LISTENERS", "Bus", "Listener", "Subscription"]
 
 BACKLOG = 10_000  # waiting events at which a subscriber is warned about
+
+
+class Listener(Protocol):
+    """Who is handed the events of a session: a subscription, or whoever keeps them in a test."""
+
+    _lasting: bool
+
+    def _put(self, event: Event, call: Watched | None) -> None:
+        """Take an event, at once and in any thread."""
+        ...
+
+    def _end(self) -> None:
+        """There are no more: the session ends, or has ended for one that lasts until then."""
+        ...
+
+
+LISTENERS: list[Listener] = []
+"""Who listens to every session that is in no other, from its beginning: in tests."""
 
 
 class Bus:
@@ -36,15 +54,15 @@ class Bus:
     def __init__(self, session_id: UUID, loop: Loop, outer: Bus | None) -> None:
         self.session_id: UUID = session_id
         self.loop: Loop = loop
-        self.listeners: tuple[Subscription, ...] = ()  # replaced as a whole: threads walk through it
+        self.listeners: tuple[Listener, ...] = ()  # replaced as a whole: threads walk through it
         self.closed: bool = False  # to subscriptions that end when the session begins to end
-        self._own: tuple[Subscription, ...] = ()
+        self._own: tuple[Listener, ...] = tuple(LISTENERS) if outer is None else ()
         self._outer = outer
         self._inner: list[Bus] = []
         self.changed: Callable[[], None] | None = None  # called when somebody begins or ceases to listen
         if outer is not None:
             outer._inner.append(self)
-            self.listeners = outer.listeners
+        self._gather()
 
     def publish(self, event: Event, call: Watched | None = None) -> None:
         """Hand an event to all subscribers: at once, without waiting, from any thread.
@@ -53,17 +71,17 @@ class Bus:
             event: The event.
             call: The call that it is about; `None` if it is about none.
         """
-        for subscription in self.listeners:
-            subscription._put(event, call)
+        for listener in self.listeners:
+            listener._put(event, call)
 
-    def add(self, subscription: Subscription) -> None:
+    def add(self, listener: Listener) -> None:
         """Somebody subscribes."""
-        self._own = (*self._own, subscription)
+        self._own = (*self._own, listener)
         self._gather()
 
-    def discard(self, subscription: Subscription) -> None:
+    def discard(self, listener: Listener) -> None:
         """Somebody does so no more."""
-        self._own = tuple(each for each in self._own if each is not subscription)
+        self._own = tuple(each for each in self._own if each is not listener)
         self._gather()
 
     def _gather(self) -> None:
@@ -81,9 +99,9 @@ class Bus:
             lasting: Those that last until the session has ended; else those that do not.
         """
         self.closed = True
-        for subscription in self._own:
-            if subscription._lasting is lasting:
-                subscription._end()
+        for listener in self._own:
+            if listener._lasting is lasting:
+                listener._end()
         if lasting and self._outer is not None:
             self._outer._inner.remove(self)
 
@@ -107,7 +125,7 @@ class Subscription:
         self, bus: Bus, *, lasting: bool = False, max_buffer: int | None = None, under: UUID | None = None
     ) -> None:
         self.dropped: int = 0
-        self._lasting: bool = lasting  # until the session has ended, and not only until it begins to end
+        self._lasting = lasting  # until the session has ended, and not only until it begins to end
         self._bus = bus
         self._max_buffer = max_buffer
         self._under = under

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from threading import current_thread, get_ident
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from . import _clock
 from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_current, whereabouts
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
 from ._log import logger
@@ -59,7 +59,7 @@ class Call:
         "_token",
         "args",
         "backend",
-        "began",  # by `time.perf_counter`, in a session
+        "began",  # by `_clock.monotonic`, in a session
         "home",
         "kwargs",
         "map_index",  # as all of a fan-out have one
@@ -76,7 +76,7 @@ class Call:
     items: int | None = None  # that a stream has given
     muted: bool = False  # nobody is to hear of it any more
     retries_told: int = 0  # to the watcher
-    # What follows is for the tree of calls, and by `time.perf_counter`.
+    # What follows is for the tree of calls, and by `_clock.monotonic`.
     work: Thread | None = None  # where the attempt runs, if elsewhere
     held: Tokens | None = None  # the limit of which it has a token
     waits_for: Gate | None = None  # before the attempt that is to come
@@ -164,7 +164,7 @@ class Call:
             and (books is None or books.thread == get_ident())
         ):
             if books is not None:  # what `begin` comes to here, without the way there
-                self.began = perf_counter()
+                self.began = _clock.monotonic()
                 books.live[self] = None
                 next(books.begun)
         else:
@@ -219,7 +219,7 @@ class Call:
         if self.slot is None and books.thread != get_ident():
             # A thread of the user's with a copy of the context: the session's end may come between the call's own.
             self.slot = Slot(self.parent, f"thread {current_thread().name!r}")
-        self.began = perf_counter()
+        self.began = _clock.monotonic()
         books.live[self] = None
         next(books.begun)
         if home.closed:  # by now, in another thread, and what ran was given up before this did
@@ -329,7 +329,7 @@ class Call:
             delay = self._delay_after(exc)
             if delay is None:
                 raise  # what the driver is handling
-            self.backing_off = self.attempts, perf_counter() + delay
+            self.backing_off = self.attempts, _clock.monotonic() + delay
             self._raised = None  # its traceback holds the call
             if self.total_deadline is not None:
                 self.last_error = exc
@@ -367,7 +367,7 @@ class Call:
         timeout = self.spec.timeout
         if self.total_deadline is None:
             return "attempt", timeout
-        left = max(self.total_deadline - perf_counter(), 0.0)
+        left = max(self.total_deadline - _clock.monotonic(), 0.0)
         return ("attempt", timeout) if timeout is not None and timeout < left else ("total", left)
 
     def timed_out(self, scope: Scope) -> TaskTimeoutError:

@@ -23,7 +23,10 @@ __all__ = [
     "give_way",
     "in_event_loop",
     "is_being_cancelled",
+    "running_loop",
     "running_task",
+    "threads_of_trio",
+    "trio_runner",
     "way_back",
 ]
 
@@ -263,6 +266,24 @@ def way_back() -> Callable[..., Any] | None:
             pass
         return module.run  # type: ignore[no-any-return]
     return None
+
+
+def trio_runner() -> tuple[Any, Any]:
+    """What runs Trio in this thread, and a clock of Trio's that only goes when it is told to, for tests.
+
+    Trio takes a clock when it is started, and has no word for another one later.
+    """
+    from trio._core._run import GLOBAL_RUN_CONTEXT
+    from trio.testing import MockClock
+
+    return GLOBAL_RUN_CONTEXT.runner, MockClock()
+
+
+def threads_of_trio() -> tuple[Any, Any]:
+    """The two modules by which Trio's tasks and threads wait for each other."""
+    import trio
+
+    return trio.to_thread, trio.from_thread
 
 
 def check_waiting_task() -> None:

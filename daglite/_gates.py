@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from abc import abstractmethod
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from weakref import WeakSet
 
 import anyio
 
+from . import _clock
 from ._eventloop import Loop
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Pace(Gate):
         super().__init__(name)
         self._interval = interval
         self._ahead = (burst - 1) * interval  # how much of what is to come may be used up
-        # Until when the time is used up, by `clock`: the theoretical arrival time of the generic cell rate algorithm.
+        # Until when the time is used up, by the clock of this process: the theoretical arrival time of the generic cell rate algorithm.
         self._used = -math.inf
 
     def enter(self) -> bool:
@@ -209,10 +209,10 @@ class Pace(Gate):
         return next(iter(self._queue), None) is waiter
 
     def _left(self) -> float:
-        return self._used - self._ahead - clock()
+        return self._used - self._ahead - _clock.monotonic()
 
     def _use(self) -> bool:
-        self._used = max(self._used, clock()) + self._interval
+        self._used = max(self._used, _clock.monotonic()) + self._interval
         return True
 
     def _rouse(self) -> None:
@@ -220,8 +220,6 @@ class Pace(Gate):
         while self._queue and not next(iter(self._queue)).wake():
             self._queue.popitem(last=False)
 
-
-clock = time.monotonic  # one for all event loops and threads
 
 _gates: WeakSet[Gate] = WeakSet()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from . import _clock
 from ._admission import admit, admit_sync
 from ._bridge import run_in_daemon
 from ._call import Call
@@ -78,11 +79,11 @@ def retried_sync(call: Call) -> Any:
 async def retried_in_time(call: Call, total: float) -> Any:
     """The same until a deadline, which ends attempts and waits."""
     deadline = anyio.current_time() + total
-    call.total_deadline = time.perf_counter() + total
+    call.total_deadline = _clock.monotonic() + total
     try:
         with anyio.CancelScope(deadline=deadline):
             value = await retried(call)
-            if time.perf_counter() > call.total_deadline:  # as in `attempt_in_time`
+            if _clock.monotonic() > call.total_deadline:  # as in `attempt_in_time`
                 call.came_late("total", anyio.current_time() - deadline)
             return value
         await give_way(deadline)
@@ -93,7 +94,7 @@ async def retried_in_time(call: Call, total: float) -> Any:
 
 def retried_in_time_sync(call: Call, total: float) -> Any:
     """The same until a deadline, which ends attempts and waits."""
-    call.total_deadline = time.perf_counter() + total
+    call.total_deadline = _clock.monotonic() + total
     try:
         return retried_sync(call)
     finally:
@@ -153,11 +154,11 @@ def attempt_sync(call: Call) -> Any:
 async def attempt_in_time(call: Call, func: Callable[..., Any], timeout: float) -> Any:
     """Run the function once, in the caller's own task, until its deadline."""
     deadline = anyio.current_time() + timeout
-    call.deadline = time.perf_counter() + timeout
+    call.deadline = _clock.monotonic() + timeout
     with anyio.CancelScope(deadline=deadline):
         # A value that arrives wins, also late, as with `anyio.fail_after`.
         value = await func(*call.args, **call.kwargs)
-        if time.perf_counter() > call.deadline:  # a quicker way to ask than the event loop's clock
+        if _clock.monotonic() > call.deadline:  # a quicker way to ask than the event loop's clock
             call.came_late("attempt", anyio.current_time() - deadline)
         return value
     await give_way(deadline)
@@ -200,7 +201,7 @@ def pause_sync(call: Call, delay: float) -> None:
     """
     if delay:
         call.refuse_to_block(delay)  # the seconds may be those that `retry_on` has returned
-    left = math.inf if call.total_deadline is None else max(call.total_deadline - time.perf_counter(), 0)
+    left = math.inf if call.total_deadline is None else max(call.total_deadline - _clock.monotonic(), 0)
     time.sleep(min(delay, left))
     if delay >= left:
         raise call.timed_out("total")

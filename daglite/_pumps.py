@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import anyio
 from anyio import get_cancelled_exc_class
 
+from . import _clock
 from ._admission import whoever
 from ._call import Call
 from ._context import Owner, here, whereabouts
@@ -346,10 +346,10 @@ class PumpedSteps(AsyncSteps):
             return await self._take(request.make, request.thrown)
         assert self._scope is not None
         deadline = anyio.current_time() + limit
-        self._scope.deadline, self.call.deadline = deadline, time.perf_counter() + limit
+        self._scope.deadline, self.call.deadline = deadline, _clock.monotonic() + limit
         try:
             item, error = await self._take(request.make, request.thrown)
-            is_late, self.call.deadline = time.perf_counter() > self.call.deadline, None
+            is_late, self.call.deadline = _clock.monotonic() > self.call.deadline, None
             if self._is_done_for():  # in the meantime, and a close has a deadline of its own
                 return item, error
             self._scope.deadline = math.inf  # before it is looked at: Trio would find it passed

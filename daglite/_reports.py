@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
-from . import _hooks
+from . import _clock, _hooks
 from ._bus import Bus
 from ._context import Home, Position, Root, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
@@ -134,7 +133,7 @@ class Reports:
 
     def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
         """A call has ended with what its function raised, if it did, or a stream was closed."""
-        duration = perf_counter() - call.began
+        duration = _clock.monotonic() - call.began
         slot = call.slot
         try:
             if self._has_hooks and (slot is None or slot.ending(call)):
@@ -149,7 +148,7 @@ class Reports:
 
     def given_up(self, call: Watched, error: BaseException) -> Callable[[], None]:
         """The thread of a call was given up, and its state is locked; what is returned tells plugins of it later."""
-        duration = perf_counter() - call.began
+        duration = _clock.monotonic() - call.began
         self._publish_end(call, error, duration, closed=False)
         return partial(self._fire_end, call, error, duration)
 

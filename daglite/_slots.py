@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 from anyio import get_cancelled_exc_class
 
+from . import _clock
 from ._context import Home, Position, Root, here, reset, set_current
 from ._eventloop import check_waiting_task, in_event_loop, running_task
 from ._running import Running
@@ -61,7 +61,7 @@ class Slot:
         self.name: str = name
         self.given_up: bool = False
         self.cancelled: bool = False  # to be noticed by `check_cancelled`; what it does is heard all the same
-        self.began: float = 0.0  # by `time.perf_counter`, as all that the tree of calls shows
+        self.began: float = 0.0  # by `_clock.monotonic`, as all that the tree of calls shows
         self.deadline: float | None = None
         self.expires: float = math.inf  # when who waits for it does so no more; the deadlines around that count as well
         self.threads: Threads | None = None  # among which it has a place
@@ -161,7 +161,7 @@ class Slot:
         with self._lock:
             if not self.given_up:
                 self._state = "running"
-                self.began = time.perf_counter()
+                self.began = _clock.monotonic()
             return not self.given_up
 
     def pause(self) -> None:
@@ -258,7 +258,7 @@ class Slot:
         """Seconds that it has yet, or those that wait for it."""
         if self.cancelled or self.given_up:
             return 0.0
-        left = self.expires - time.perf_counter()
+        left = self.expires - _clock.monotonic()
         return left if self._outer is None else min(left, self._outer.left())
 
     def let_notice(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import queue
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import Callable
 from contextvars import Context
@@ -17,6 +16,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
+from . import _clock
 from ._admission import whoever
 from ._bridge import stuck_in_place
 from ._call import Call
@@ -108,7 +108,7 @@ class OwnThread(Steps):
             left: Seconds that who waits for it has.
         """
         self._slot.resume()
-        now = time.perf_counter()
+        now = _clock.monotonic()
         self._slot.deadline = self.call.deadline = None if limit is None else now + limit
         self._slot.expires = now + (left if limit is None else min(left, limit))
         self._requests.put((make, reply))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +10,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
+from . import _clock
 from ._eventloop import Loop
 from ._protocols import AttemptRefused, AttemptTimeout
 from ._running import Running
@@ -168,7 +168,7 @@ class Threads:
         await acquire(limiter, work)
         work.threads, work.loop, work.has_place = self, self.loop, True
         left = anyio.current_effective_deadline() - anyio.current_time()
-        work.expires = time.perf_counter() + (left if timeout is None else min(left, timeout))
+        work.expires = _clock.monotonic() + (left if timeout is None else min(left, timeout))
         try:
             self.stuck.refuse(work.name)
             if timeout is None:
@@ -217,7 +217,7 @@ class Threads:
 
     async def _run_within(self, timeout: float, work: Work) -> None:
         deadline = anyio.current_time() + timeout
-        work.deadline = time.perf_counter() + timeout
+        work.deadline = _clock.monotonic() + timeout
         with anyio.CancelScope(deadline=deadline) as scope:
             await to_thread.run_sync(work.run, limiter=self._uncounted, abandon_on_cancel=True)
         # A value that arrives wins, also one that the thread has, and the event loop has not seen yet; but not that the

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import _clock
 from ._books import Books
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def tree_of(books: Books) -> CallTree:
 
     It is made without a lock: whoever asks may have interrupted who holds it.
     """
-    now = time.perf_counter()
+    now = _clock.monotonic()
     all_books = _with_inner(books)
     streams = {steps.call: steps for each in all_books for steps in _snapshot(each.streams)}
     live = sorted((call for each in all_books for call in _snapshot(each.live)), key=lambda call: call.began)

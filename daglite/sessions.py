@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 from typing_extensions import ParamSpec, Self
 
-from . import _checks
+from . import _checks, _clock
 from ._bindings import Binding, Bindings
 from ._books import Books, SessionStats
 from ._bus import Bus, Subscription
@@ -281,7 +280,7 @@ class Session:
         """Make its parts, each of those before it."""
         loop = Loop()
         self._task: Any = running_task()
-        self._began = time.perf_counter()
+        self._began = _clock.monotonic()
         self._failures = Failures()
         self._failures.scope = self._group.cancel_scope
         self._ending = Ending(self.name, settings.grace, self._group, self._failures)
@@ -322,7 +321,7 @@ class Session:
         cancellation = await self._ending.run(self._home, self._books, self._bindings) or cancellation
         self._state = "ended"
         try:
-            self._reports.session_ended(self.name, time.perf_counter() - self._began)
+            self._reports.session_ended(self.name, _clock.monotonic() - self._began)
         except BaseException as interrupt:  # in a hook
             self._failures.add(interrupt)
         self._books.close()

@@ -30,6 +30,7 @@ MODULES = [
     "daglite.sessions",
     "daglite.settings",
     "daglite.tasks",
+    "daglite.testing",
 ]
 
 

@@ -1,10 +1,7 @@
-"""The leak check itself: each kind of leak fails its test, on both event loops, and only that."""
-
-from pathlib import Path
+"""The fixture `no_leaks`: each kind of leak fails its test, on both event loops, and only that."""
 
 import pytest
 
-HERE = Path(__file__).parent
 HEADER = """
 import asyncio, functools, gc, os, subprocess, sys, threading, trio
 import anyio, anyio.from_thread, anyio.lowlevel, anyio.to_thread
@@ -12,12 +9,22 @@ KEPT = []
 """
 
 
+CONFTEST = """
+import pytest
+from daglite.testing import _leaks
+
+_leaks.PATIENCE = 0.5
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+"""
+
+
 def run_suite(pytester: pytest.Pytester, source: str) -> pytest.RunResult:
-    """Run tests in a process of their own, under this project's configuration and leak check."""
-    settings = (HERE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    (pytester.path / "pyproject.toml").write_text(settings, encoding="utf-8")
-    check = (HERE / "conftest.py").read_text(encoding="utf-8")
-    pytester.makeconftest(check + "\nPATIENCE = 0.5\n")
+    """Run tests in a process of their own, as those of a project that has daglite installed."""
+    pytester.makeini("[pytest]\nanyio_mode = auto\nfilterwarnings = error\nusefixtures = no_leaks\n")
+    pytester.makeconftest(CONFTEST)
     path = pytester.makepyfile(test_suite=HEADER + source)
     return pytester.runpytest_subprocess(path, "-p", "no:cacheprovider")
 

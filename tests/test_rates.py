@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daglite import Limit, Rate, _gates, gather_tasks, map_tasks, session, task
+from daglite import Limit, Rate, _clock, _gates, gather_tasks, map_tasks, session, task
 from daglite.events import TaskWaiting
 from daglite.exceptions import TaskError, TaskTimeoutError
 
@@ -43,7 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(_gates, "clock", clock)
+    monkeypatch.setattr(_clock, "monotonic", clock)
     return clock
 
 
@@ -109,7 +109,7 @@ def test_no_more_get_in_than_the_rate_allows_in_any_time(
 ) -> None:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_gates, "clock", clock)
+        patch.setattr(_clock, "monotonic", clock)
         rate = Rate(count, per, burst)
         began: list[float] = []
         for step in steps:
