@@ -471,8 +471,9 @@ def bridged_cancellation(exc: Exception) -> BaseException | None:
     What a thread waits for in an event loop by other means than ours, such as a portal, is cancelled with the thread, and
     comes out as an `Exception` of `concurrent.futures`.
     """
-    futures = sys.modules.get("concurrent.futures")
-    if futures is not None and isinstance(exc, futures.CancelledError):
+    # Another thread may be about to import it: then nobody has raised one yet.
+    cancelled = getattr(sys.modules.get("concurrent.futures"), "CancelledError", None)
+    if cancelled is not None and isinstance(exc, cancelled):
         try:
             check_cancelled()
         except BaseException as cancellation:

@@ -55,9 +55,9 @@ class Loop:
 
     def enter(self, context: Context) -> None:
         """Let a context, which may be that of a thread without an event loop, be one to run things here in."""
-        sniffio: Any = sys.modules.get("sniffio")
-        if sniffio is not None:
-            context.run(sniffio.current_async_library_cvar.set, "asyncio" if self._is_asyncio else None)
+        library = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
+        if library is not None:
+            context.run(library.set, "asyncio" if self._is_asyncio else None)
 
     @property
     def name(self) -> str:
@@ -171,13 +171,15 @@ def running_loop() -> Any:
     Trio may run inside asyncio, as its guest or in a task that it blocks, and so is asked first.
     """
     # A loop that was never imported does not run: importing it to ask would cost 50 ms.
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        return trio.lowlevel.current_trio_token()
-    if asyncio is not None and (loop := asyncio._get_running_loop()) is not None:
+    # `getattr`, here and below: another thread may be about to import it.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    trio = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if trio is not None and trio.in_trio_task():
+        return trio.current_trio_token()
+    if running is not None and (loop := running()) is not None:
         return loop
-    if trio is not None and trio.lowlevel.in_trio_run():
-        return trio.lowlevel.current_trio_token()
+    if trio is not None and trio.in_trio_run():
+        return trio.current_trio_token()
     return None
 
 
@@ -189,31 +191,30 @@ def name_of_task(task: Any) -> str:
 
 def running_task() -> Any:
     """The task of the event loop that the caller runs in, whatever the event loop has for one; `None` in none."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        return trio.lowlevel.current_task()
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return None
-    return asyncio.current_task()
+    trio = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if trio is not None and trio.in_trio_task():
+        return trio.current_task()
+    asyncio: Any = sys.modules.get("asyncio")
+    running = getattr(asyncio, "_get_running_loop", None)
+    return None if running is None or running() is None else asyncio.current_task()
 
 
 def in_event_loop() -> bool:
     """Whether an event loop runs in this thread."""
     # A loop that was never imported does not run: importing it to ask would cost 50 ms.
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if running is not None and running() is not None:
         return True
-    trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_run()
+    trio = getattr(sys.modules.get("trio"), "lowlevel", None)
+    return trio is not None and trio.in_trio_run()
 
 
 def context_for_thread() -> Context:
     """A copy of the current context for a thread in which no event loop runs, as anyio makes it for its own."""
     context = copy_context()
-    sniffio: Any = sys.modules.get("sniffio")
-    if sniffio is not None:
-        context.run(sniffio.current_async_library_cvar.set, None)
+    library = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
+    if library is not None:
+        context.run(library.set, None)
     return context
 
 
@@ -222,8 +223,9 @@ def cancellations() -> int:
 
     anyio does not know of a native `Task.cancel`, nor of `asyncio.timeout`. Python 3.10 keeps no such count.
     """
-    asyncio = sys.modules.get("asyncio")
-    if sys.version_info < (3, 11) or asyncio is None or asyncio._get_running_loop() is None:
+    asyncio: Any = sys.modules.get("asyncio")
+    running = getattr(asyncio, "_get_running_loop", None)
+    if sys.version_info < (3, 11) or running is None or running() is None:
         return 0
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
@@ -256,8 +258,8 @@ def way_back() -> Callable[..., Any] | None:
     """The `from_thread.run` of the event loop that waits for this worker thread; `None` if none does."""
     from anyio import from_thread  # it imports much, and not every program has threads
 
-    trio = sys.modules.get("trio")  # which may have made the thread without anyio's help
-    for module in (from_thread,) if trio is None else (from_thread, trio.from_thread):
+    trio = getattr(sys.modules.get("trio"), "from_thread", None)  # it may have made the thread without anyio's help
+    for module in (from_thread,) if trio is None else (from_thread, trio):
         try:
             module.check_cancelled()
         except RuntimeError:

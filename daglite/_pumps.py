@@ -313,7 +313,7 @@ class PumpedSteps(AsyncSteps):
     async def _throw(self, cancellation: BaseException) -> None:
         """Between two steps a scope of the generator was cancelled, or its pump: it is told so where it is suspended."""
         is_second = self._early is not None  # it has been told before, and has yielded
-        self._early = await self._take(partial(self.generator.athrow, cancellation))
+        self._early = await self._take(self.within(partial(self.generator.athrow, cancellation), is_first=False))
         if is_second or self._is_done_for():
             await self._end_generator()
 
@@ -323,7 +323,7 @@ class PumpedSteps(AsyncSteps):
 
     async def _end_generator(self) -> None:
         if not self._is_over:
-            _, error = await self._take(self.generator.aclose)
+            _, error = await self._take(self.within(self.generator.aclose, is_last=True))
             self._is_over = True
             if isinstance(error, Exception):
                 logger().error("stream %r failed to close", self.call.spec.label, exc_info=error)

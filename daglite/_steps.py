@@ -117,15 +117,16 @@ class Steps:
         self.closing = what == "closed"
         return context
 
-    def within(self, make: Callable[[], Any], *, is_last: bool = False) -> Callable[[], Any]:
+    def within(self, make: Callable[[], Any], *, is_first: bool = True, is_last: bool = False) -> Callable[[], Any]:
         """A step, inside what plugins put around the generator's code: entered by the first, left by the last.
 
         Args:
             make: Takes the step, or gives what is to be awaited.
-            is_last: Whether it is the close.
+            is_first: Whether the generator may begin with it.
+            is_last: Whether it is the close, with which it does not.
         """
         around = self._surroundings
-        if around is None or (is_last and not around.begun):
+        if around is None or not (around.begun or (is_first and not is_last)):
             return make
         return around.around(make, is_async=self.call.spec.is_async, is_last=is_last)
 

@@ -260,7 +260,8 @@ class Trip:
             if self._gone:
                 return
             self._scope = anyio.CancelScope()
-        if self.starts_cancelled:  # what it shields runs all the same
+        # What it shields runs all the same. asyncio's anyio tells nobody who begins in a scope that is cancelled already.
+        if self.starts_cancelled or anyio.current_effective_deadline() == -math.inf:
             self._scope.cancel()
         try:
             with self._scope:

@@ -1,63 +1,500 @@
-"""One scenario, cancelled once at each of its points: whatever has started has ended, once, and nothing is left."""
+"""Every public operation, cancelled once at each of its checkpoints: what has begun has ended, once, and nothing is left.
 
-from collections import Counter
+In a session and outside, by a cancel scope at the checkpoints of the task itself, from another task between them, and by asyncio's
+own `Task.cancel`.
+"""
+
+import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from daglite import TaskMetadata, current_session, current_task, gather_tasks, session, stream_tasks, task
-from daglite.events import SessionEnded, TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
+from daglite import (
+    Limit,
+    Rate,
+    check_cancelled,
+    current_session,
+    gather_tasks,
+    map_tasks,
+    race_tasks,
+    report,
+    session,
+    stream_tasks,
+    task,
+)
 from daglite.exceptions import TaskError, TaskGroupError
-from daglite.plugins import hook_impl
-from daglite.sessions import SessionStats
-from tests.test_events import Recorder
+from daglite.sessions import Session, Subscription
+from tests import sweep
+
+LIMIT = Limit("sweep", 1)
+RATE = Rate(1_000_000)
 
 
 @task
-async def rows(to: int) -> AsyncIterator[int]:
+async def plain(number: int = 1) -> int:
+    await checkpoint()
+    report("half", number)
+    await checkpoint()
+    return number
+
+
+@task
+async def failing(number: int = 1) -> int:
+    await checkpoint()
+    raise ValueError(number)
+
+
+@task
+async def nested(number: int = 1) -> int:
+    return await plain(number) + sum(await gather_tasks(plain, [1, 2]))
+
+
+@task
+async def shielded() -> None:
+    try:
+        await checkpoint()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await plain.func()
+
+
+@task
+def square(number: int = 3) -> int:
+    check_cancelled()
+    return number * number
+
+
+@task
+def back(number: int = 3) -> int:
+    """Goes back to the event loop."""
+    return plain.from_thread(number) + square(number)
+
+
+@task
+async def rows(to: int = 3) -> AsyncIterator[int]:
     try:
         for number in range(to):
             await checkpoint()
             yield number
     finally:
+        with anyio.CancelScope(shield=True):
+            await checkpoint()
+
+
+@task
+def rows_sync(to: int = 3) -> Iterator[int]:
+    for number in range(to):
+        check_cancelled()
+        yield number
+
+
+@task
+def rows_back(to: int = 2) -> int:
+    with rows.from_thread(to) as items:
+        return sum(items)
+
+
+class Mapper:
+    @task(limit=LIMIT)
+    async def method(self, number: int) -> int:
+        return await plain(number)
+
+
+async def calls_of(each: Any, *args: Any, fails: bool = False) -> None:
+    """Await a call, of which nothing but its own failure comes out."""
+    try:
+        await each(*args)
+    except TaskError:
+        assert fails
+
+
+async def source(to: int = 3) -> AsyncIterator[int]:
+    for number in range(to):
+        await checkpoint()
+        yield number
+
+
+# Calls, with each option.
+
+
+async def call() -> None:
+    await plain()
+
+
+async def call_with_a_parent() -> None:
+    await nested()
+
+
+async def call_that_fails() -> None:
+    await calls_of(failing, fails=True)
+
+
+async def call_that_fails_bare() -> None:
+    with pytest.raises(ValueError):
+        await failing.with_options(wrap_errors=False)()
+
+
+async def call_with_retries() -> None:
+    await calls_of(failing.with_options(retries=2), fails=True)
+
+
+async def call_with_delays() -> None:
+    await calls_of(failing.with_options(retries=2, retry_delay=0.0001), fails=True)
+
+
+async def call_with_a_timeout() -> None:
+    await plain.with_options(timeout=60)()
+
+
+async def call_with_a_total_timeout() -> None:
+    await calls_of(failing.with_options(retries=1, total_timeout=60), fails=True)
+
+
+async def call_with_every_option() -> None:
+    options: Any = {"retries": 1, "timeout": 30, "total_timeout": 60, "limit": LIMIT, "rate": RATE}
+    await plain.with_options(**options)()
+    await calls_of(failing.with_options(**options), fails=True)
+
+
+async def call_with_a_shield() -> None:
+    await shielded()
+
+
+async def calls_that_wait_for_a_limit() -> None:
+    limited = plain.with_options(limit=LIMIT)
+    async with anyio.create_task_group() as group:
+        group.start_soon(limited, 1)
+        group.start_soon(limited, 2)
+        await limited(3)
+
+
+async def calls_that_wait_for_a_rate() -> None:
+    paced = plain.with_options(rate=Rate(1000))
+    async with anyio.create_task_group() as group:
+        group.start_soon(paced, 1)
+        await paced(2)
+
+
+async def call_of_a_method() -> None:
+    await Mapper().method(1)
+
+
+async def call_of_a_partial() -> None:
+    await plain.partial(number=2)()
+
+
+async def call_in_a_thread() -> None:
+    await square.to_thread()
+
+
+async def call_in_a_thread_with_a_timeout() -> None:
+    await square.with_options(timeout=60).to_thread()
+
+
+async def call_in_a_thread_with_retries() -> None:
+    broken = task(retries=1, limit=LIMIT)(_raise)
+    await calls_of(broken.to_thread, fails=True)
+
+
+def _raise() -> None:
+    raise ValueError
+
+
+async def call_in_place() -> None:
+    await checkpoint()
+    square()
+    await square.run_on("inline")
+
+
+async def call_from_a_thread() -> None:
+    await back.to_thread()
+
+
+async def call_from_another_thread() -> None:
+    await to_thread.run_sync(plain.from_thread, 1) if current_session() else await back.to_thread()
+
+
+# Streams.
+
+
+async def stream_to_its_end() -> None:
+    assert [item async for item in rows()] == [0, 1, 2]
+
+
+async def stream_that_is_left_early() -> None:
+    async with rows() as items:
+        async for item in items:
+            if item == 1:
+                break
+
+
+async def stream_that_is_dropped() -> None:
+    async with session():
+        async for _ in rows():
+            break
+
+
+async def stream_that_is_sent_to() -> None:
+    async with rows() as items:
+        await items.asend(None)
+        await items.asend(None)
+        with pytest.raises(KeyError):
+            await items.athrow(KeyError())
+
+
+async def stream_that_is_pumped() -> None:
+    async with rows.with_options(pump=True)() as items:
+        assert [item async for item in items] == [0, 1, 2]
+
+
+async def stream_with_deadlines() -> None:
+    async with rows.with_options(item_timeout=60)() as items:
+        async for item in items:
+            if item == 1:
+                break
+
+
+async def stream_with_a_limit() -> None:
+    limited = rows.with_options(limit=LIMIT)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_take, limited)
+        await _take(limited)
+
+
+async def _take(kind: Any) -> None:
+    async with kind(2) as items:
+        assert [item async for item in items] == [0, 1]
+
+
+async def stream_in_a_thread() -> None:
+    async with rows_sync.to_thread() as items:
+        async for item in items:
+            if item == 1:
+                break
+
+
+async def stream_in_a_thread_with_deadlines() -> None:
+    async with rows_sync.with_options(item_timeout=60).to_thread() as items:
+        assert [item async for item in items] == [0, 1, 2]
+
+
+async def stream_from_a_thread() -> None:
+    await rows_back.to_thread()
+
+
+async def stream_in_place() -> None:
+    for _ in rows_sync():
         await checkpoint()
 
 
-@task
-def rows_sync(to: int) -> Iterator[int]:
-    yield from range(to)
+# Fan-outs.
 
 
-@task
-def square(number: int) -> int:
-    return number * number
+async def gather() -> None:
+    assert await gather_tasks(plain, range(4), limit=2) == [0, 1, 2, 3]
 
 
-@task(retries=1, timeout=30, total_timeout=60)
-async def flaky(number: int) -> int:
-    await checkpoint()
-    if number % 3 == 2:
-        raise ValueError(number)
-    return number
+async def gather_of_a_source() -> None:
+    assert await gather_tasks(plain, source(), limit=2) == [0, 1, 2]
 
 
-async def scenario() -> None:
+async def gather_of_streams() -> None:
+    assert await gather_tasks(rows, [1, 2]) == [[0], [0, 1]]
+
+
+async def gather_of_calls() -> None:
+    assert await gather_tasks(plain.call(1), square.call(2), rows.call(1)) == (1, 4, [0])
+
+
+async def gather_in_threads() -> None:
+    assert await gather_tasks(square, range(3), limit=2) == [0, 1, 4]
+
+
+async def gather_that_fails() -> None:
+    with pytest.raises(TaskGroupError):
+        await gather_tasks(failing, range(3))
+
+
+async def gather_that_collects() -> None:
+    outcomes = await gather_tasks(failing, range(3), errors="collect")
+    assert len(outcomes) == 3
+
+
+async def gather_under_a_limit() -> None:
+    assert await gather_tasks(plain.with_options(limit=LIMIT), range(3)) == [0, 1, 2]
+
+
+async def race() -> None:
+    assert await race_tasks(plain.call(1), plain.call(1), failing.call(3)) == 1
+
+
+async def stream_of_results() -> None:
+    async with stream_tasks(plain, range(4), limit=2) as results:
+        assert sorted([result async for result in results]) == [0, 1, 2, 3]
+
+
+async def stream_of_results_in_order() -> None:
+    async with stream_tasks(plain, source(4), limit=2, ordered=True, buffer=1) as results:
+        assert [result async for result in results] == [0, 1, 2, 3]
+
+
+async def stream_of_results_that_is_left_early() -> None:
+    async with stream_tasks(rows, rows(4), limit=2) as results:
+        async for _ in results:
+            break
+
+
+async def stream_of_results_that_fails() -> None:
+    with pytest.raises(TaskGroupError):
+        async with stream_tasks(failing, range(4), limit=2) as results:
+            async for _ in results:
+                pass
+
+
+async def map_in_a_thread() -> None:
+    await task(_map).to_thread()
+
+
+def _map() -> None:
+    assert map_tasks(plain, range(3), limit=2) == [0, 1, 2]
+
+
+# Sessions, and what they have.
+
+
+async def enter_and_leave() -> None:
+    async with session():
+        await checkpoint()
+
+
+async def enter_and_leave_inside() -> None:
+    async with session(), session(plugins=[sweep.Balance()]):
+        await plain()
+
+
+async def background_calls() -> None:
     async with session() as s:
-        s.start_soon(double_later, 3)
+        s.start_soon(plain, 1)
+        s.start_soon(rows)
+        s.start_soon(square)
+        handle = s.start_soon(nested)
+        assert await handle == 4
+
+
+async def background_call_that_fails() -> None:
+    with pytest.raises(TaskGroupError):
+        async with session() as s:
+            s.start_soon(failing)
+            s.start_soon(nested)
+
+
+async def background_call_that_is_cancelled() -> None:
+    async with session() as s:
+        handle = s.start_soon(plain)
+        await checkpoint()
+        s.cancel(under=handle.id)
+        handle.cancel()
+
+
+async def body_that_fails() -> None:
+    with pytest.raises(KeyError):
+        async with session() as s:
+            s.start_soon(nested)
+            await checkpoint()
+            raise KeyError
+
+
+async def session_that_is_cancelled() -> None:
+    async with session() as s:
+        s.start_soon(nested)
+        await checkpoint()
+        s.cancel()
+        await checkpoint()
+
+
+async def service() -> None:
+    async with session() as s:
+        s.start_service(_serve)
+        await plain()
+
+
+async def _serve() -> None:
+    await anyio.sleep_forever()
+
+
+async def bind() -> None:
+    async with session() as s:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_bound, s)
+            await checkpoint()
+
+
+async def _bound(s: Session) -> None:
+    async with s.bind():
+        await plain()
+        async for _ in rows():
+            break
+
+
+async def with_session_in_a_thread() -> None:
+    await to_thread.run_sync(_with_session)
+
+
+def _with_session() -> None:
+    with session() as s:
+        future = s.start_soon(plain, 2)
+        assert plain.from_thread(1) == 1
+        assert future.result() == 2
+
+
+# Subscriptions.
+
+
+async def subscription() -> None:
+    async with session() as s:
+        s.start_soon(nested)
+        async with s.events() as events:
+            async for event in events:
+                if getattr(event, "metadata", None) is not None and event.metadata.name == "plain":  # type: ignore[attr-defined]
+                    break
+
+
+async def subscription_to_a_part() -> None:
+    async with session() as s:
+        handle = s.start_soon(nested)
+        async with s.events(under=handle.id, max_buffer=1) as events:
+            async for _ in events:
+                await checkpoint()
+                if handle._done.is_set():
+                    break
+
+
+async def watcher() -> None:
+    async with session() as s:
+        s.watch(_follow)
+        await nested()
+
+
+async def _follow(events: Subscription) -> None:
+    async for _ in events:
+        await checkpoint()
+
+
+async def program() -> None:
+    """Several of these at once."""
+    async with session() as s:
+        s.watch(_follow)
+        s.start_soon(plain, 3)
         async for number in rows(5):
             if number == 2:
                 break
         await gather_tasks(square, range(3), limit=2)
-        await square.with_options(timeout=30).to_thread(3)
-        with pytest.raises(TaskError):
-            await flaky(2)
         with pytest.raises(TaskGroupError):  # also if it is cancelled, once a call has failed
-            async with stream_tasks(flaky, rows_sync.to_thread(9), limit=2, ordered=True) as results:
+            async with stream_tasks(failing, rows_sync.to_thread(9), limit=2, ordered=True) as results:
                 async for _ in results:
                     await checkpoint()
         async with stream_tasks(rows, range(4), limit=3) as lists:
@@ -65,101 +502,63 @@ async def scenario() -> None:
                 break
 
 
-async def double_later(number: int) -> int:
-    for _ in range(number):
-        await checkpoint()
-    return 2 * number
+OPERATIONS = [
+    call, call_with_a_parent, call_that_fails, call_that_fails_bare, call_with_retries, call_with_delays,
+    call_with_a_timeout, call_with_a_total_timeout, call_with_every_option, call_with_a_shield,
+    calls_that_wait_for_a_limit, calls_that_wait_for_a_rate, call_of_a_method, call_of_a_partial, call_in_a_thread,
+    call_in_a_thread_with_a_timeout, call_in_a_thread_with_retries, call_in_place, call_from_a_thread,
+    call_from_another_thread, stream_to_its_end, stream_that_is_left_early, stream_that_is_dropped,
+    stream_that_is_sent_to, stream_that_is_pumped, stream_with_deadlines, stream_with_a_limit, stream_in_a_thread,
+    stream_in_a_thread_with_deadlines, stream_from_a_thread, stream_in_place, gather, gather_of_a_source,
+    gather_of_streams, gather_of_calls, gather_in_threads, gather_that_fails, gather_that_collects,
+    gather_under_a_limit, race, stream_of_results, stream_of_results_in_order, stream_of_results_that_is_left_early,
+    stream_of_results_that_fails, map_in_a_thread, enter_and_leave, enter_and_leave_inside, background_calls,
+    background_call_that_fails, background_call_that_is_cancelled, body_that_fails, session_that_is_cancelled, service,
+    bind, with_session_in_a_thread, subscription, subscription_to_a_part, watcher, program,
+]  # fmt: skip
 
 
-class Balance:
-    """A plugin that counts, for each call, what begins and what ends."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[Any] = Counter()
-        self.ended: Counter[Any] = Counter()
-        self.inside: Counter[Any] = Counter()
-        self.sessions = 0
-
-    @hook_impl
-    def before_session_start(self) -> None:
-        self.sessions += 1
-
-    @hook_impl
-    def after_session_end(self) -> None:
-        self.sessions -= 1
-
-    @hook_impl
-    def before_node_execute(self, metadata: TaskMetadata) -> None:
-        self.begun[metadata.id] += 1
-
-    @hook_impl
-    def after_node_execute(self, metadata: TaskMetadata) -> None:
-        self.ended[metadata.id] += 1
-
-    @hook_impl
-    def on_node_error(self, metadata: TaskMetadata) -> None:
-        self.ended[metadata.id] += 1
-
-    @hook_impl
-    def on_node_cancelled(self, metadata: TaskMetadata) -> None:
-        self.ended[metadata.id] += 1
-
-    @hook_impl
-    @contextmanager
-    def activate(self, metadata: TaskMetadata) -> Iterator[None]:
-        token = active.set(metadata.id)
-        self.inside[metadata.id] += 1
+async def sweep_through(operation: sweep.Scenario, cancelled: sweep.Cancelled, where: str) -> None:
+    before = sweep.running_tasks()
+    for number in sweep.moments():
+        watch = sweep.Watch(LIMIT, RATE)
         try:
-            yield
-        finally:
-            self.inside[metadata.id] -= 1
-            active.reset(token)  # an error if it is another context
+            run = watch.in_session if where == "session" else watch.outside
+            was_cancelled = await run(lambda number=number: cancelled(number, operation))  # type: ignore[misc]
+            await sweep.assert_scopes_are_whole(before)
+        except BaseException as exc:
+            raise AssertionError(f"cancelled at {number}") from exc
+        if not was_cancelled:
+            break
+    assert number > 0
+    assert not was_cancelled
 
 
-active: ContextVar[Any] = ContextVar("active", default=None)
+@pytest.mark.parametrize("where", ["session", "outside"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_it_ends_at_whatever_checkpoint_it_is_cancelled(
+    operation: sweep.Scenario, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await sweep_through(operation, sweep.by_scope, where)
+    assert caplog.records == []
 
 
-async def run_until(steps: int, recorder: Recorder, balance: Balance) -> tuple[bool, SessionStats]:
-    """Run the scenario, and cancel it after so many steps of the event loop; whether it was cancelled, and the counts."""
-
-    async def cancel() -> None:
-        for _ in range(steps):
-            await checkpoint()
-        scope.cancel()
-
-    async with session(plugins=[balance]) as outer:
-        outer.watch(recorder.watch)
-        async with anyio.create_task_group() as group:
-            group.start_soon(cancel)
-            with anyio.CancelScope() as scope:
-                await scenario()
-            group.cancel_scope.cancel()
-        assert current_session() is outer
-        assert active.get() is None
-        assert outer.tree().calls == ()
-    assert current_task() is None
-    return scope.cancelled_caught, outer.stats()
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_it_ends_at_whatever_moment_it_is_cancelled_from_outside(
+    operation: sweep.Scenario, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await sweep_through(operation, sweep.from_outside, "session")
+    assert caplog.records == []
 
 
-async def test_whatever_has_started_ends_once_wherever_it_is_cancelled() -> None:
-    cancelled = 0
-    for steps in range(120):
-        recorder, balance = Recorder(), Balance()
-        was_cancelled, stats = await run_until(steps, recorder, balance)
-        cancelled += was_cancelled
-        started = Counter(event.metadata.id for event in recorder.of(TaskStarted))
-        ended: Counter[Any] = Counter(
-            event.metadata.id
-            for event in recorder.events
-            if isinstance(event, (TaskSucceeded, TaskFailed, TaskCancelled))
-        )
-        assert started == ended, steps
-        assert set(started.values()) <= {1}
-        assert balance.begun == balance.ended == started, steps
-        assert set(balance.inside.values()) <= {0}
-        assert balance.sessions == 0
-        assert (stats.running, stats.started) == (0, len(started))
-        assert stats.failed == len(recorder.of(TaskFailed))
-        assert stats.cancelled == len(recorder.of(TaskCancelled))
-        assert len(recorder.of(SessionEnded)) == 2 or steps == 0
-    assert cancelled > 20
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("where", ["session", "outside"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_it_ends_at_whatever_checkpoint_asyncio_cancels_it(
+    operation: sweep.Scenario, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await sweep_through(operation, sweep.natively, where)
+    assert caplog.records == []

@@ -1,13 +1,16 @@
 """Event loops, for threads that want something of them."""
 
+import sys
 import threading
+from types import ModuleType
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from daglite import _eventloop
-from daglite._eventloop import Loop, LoopEnded
+from daglite import _eventloop, task
+from daglite._eventloop import Loop, LoopEnded, in_event_loop, running_loop, running_task
+from daglite.exceptions import TaskError
 
 
 async def loop_of() -> Loop:
@@ -37,3 +40,16 @@ async def test_what_a_thread_calls_in_it_runs_there_and_comes_out_in_the_thread(
 
     here = threading.get_ident()
     await anyio.to_thread.run_sync(work)
+
+
+def test_what_another_thread_is_about_to_import_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("asyncio", "trio", "sniffio", "concurrent.futures"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert (running_loop(), running_task(), in_event_loop()) == (None, None, False)
+
+    @task(timeout=30)
+    def fail() -> None:
+        raise KeyError
+
+    with pytest.raises(TaskError, match="KeyError"):
+        fail()

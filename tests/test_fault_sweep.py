@@ -1,0 +1,317 @@
+"""The n-th hook, subscriber, source or function fails, for every n: nothing else does, and nothing is left."""
+
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from daglite import Limit, Rate, gather_tasks, map_tasks, report, session, stream_tasks, task
+from daglite.events import TaskStarted
+from daglite.exceptions import TaskError, TaskGroupError
+from daglite.plugins import hook_impl
+from daglite.sessions import Subscription
+from daglite.testing import Faults
+from tests import sweep
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+LIMIT = Limit("fault sweep", 2)
+RATE = Rate(1_000_000)
+
+
+class Mine(Exception):
+    """Something of ours that fails."""
+
+
+class Interrupt(BaseException):
+    """What ends a program. (A real one would end the event loop of asyncio, and pytest with it.)"""
+
+
+@task
+async def plain(number: int) -> int:
+    await checkpoint()
+    report("half", number)
+    return number
+
+
+@task(retries=1)
+async def flaky(number: int) -> int:
+    if number % 2:
+        raise ValueError(number)
+    return number
+
+
+@task(limit=LIMIT, rate=RATE)
+def square(number: int) -> int:
+    return number * number
+
+
+@task
+async def rows(to: int) -> AsyncIterator[int]:
+    for number in range(to):
+        yield number
+
+
+@task
+def rows_sync(to: int) -> Iterator[int]:
+    yield from range(to)
+
+
+async def program() -> list[Any]:
+    """Some of everything, and what it comes to."""
+    async with session(name="inner") as s:
+        handle = s.start_soon(plain, 1)
+        results: list[Any] = [await handle]
+        results.append([item async for item in rows(2)])
+        async for item in rows.with_options(pump=True)(3):
+            results.append(item)
+            break
+        results.append([item async for item in rows_sync.to_thread(2)])
+        results.append(list(rows_sync(2)))
+        results.append(await gather_tasks(square, [1, 2], limit=1))
+        results.append([outcome.value for outcome in await gather_tasks(flaky, [1, 2], errors="collect")])
+        try:
+            await flaky(1)
+        except TaskError as exc:
+            results.append(str(exc))
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await plain(2)
+        async with stream_tasks(plain, [1, 2], ordered=True) as stream:
+            results.append([result async for result in stream])
+    return results
+
+
+class Unruly:
+    """A plugin of whose hooks the so manieth that is called fails."""
+
+    def __init__(self, number: int, error: type[BaseException]) -> None:
+        self.left = number
+        self.error = error
+
+    def called(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise self.error
+
+    @hook_impl
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        self.called()
+        try:
+            yield
+        finally:
+            self.called()
+
+
+def _hook(name: str) -> Any:
+    def hook(self: Unruly) -> None:
+        self.called()
+
+    hook.__name__ = name
+    return hook_impl(hook)
+
+
+for _name in (
+    *("before_session_start", "after_session_end", "before_node_execute", "after_node_execute", "on_node_error"),
+    *("on_node_cancelled", "before_node_retry", "after_node_retry", "node_iteration"),
+):
+    setattr(Unruly, _name, _hook(_name))
+
+
+async def test_a_hook_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    expected = await program()
+    for number in range(sweep.MOST):
+        caplog.clear()
+        plugin = Unruly(number, Mine)
+        results: list[Any] = []
+
+        async def run(results: list[Any] = results) -> bool:
+            results += await program()
+            return True
+
+        await sweep.Watch(LIMIT, RATE, plugin).in_session(run)
+        assert results == expected, number
+        if plugin.left >= 0:
+            break
+        (record,) = caplog.records
+        assert "Unruly" in record.getMessage()
+        assert record.exc_info
+        assert isinstance(record.exc_info[1], Mine)
+    assert 50 < number < sweep.MOST - 1
+
+
+def flattened(error: BaseException) -> list[BaseException]:
+    """The errors in a group, and in the groups in that."""
+    if isinstance(error, BaseExceptionGroup):
+        return [each for inner in error.exceptions for each in flattened(inner)]
+    return [error]
+
+
+async def test_what_ends_a_program_comes_out_of_every_hook(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> bool:
+        await program()
+        return True
+
+    for number in range(sweep.MOST):
+        plugin = Unruly(number, Interrupt)
+        watch = sweep.Watch(LIMIT, RATE, plugin)
+        try:
+            with watch.recorder:
+                async with session(plugins=[watch.balance, plugin]):
+                    await program()
+        except BaseException as exc:
+            assert {type(each) for each in flattened(exc)} == {Interrupt}, number
+        else:
+            break
+        watch.assert_nothing_is_left()
+    assert plugin.left >= 0
+    assert 50 < number < sweep.MOST - 1
+    assert caplog.records == []
+
+
+async def test_a_subscriber_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    expected = await program()
+    for number in range(sweep.MOST):
+        caplog.clear()
+        left = number
+
+        async def consume(events: Subscription) -> None:
+            nonlocal left
+            async for _ in events:
+                left -= 1
+                if left == -1:
+                    raise Mine
+
+        async def run(consume: Any = consume) -> bool:
+            async with session() as s:
+                s.watch(consume)
+                assert await program() == expected
+            return True
+
+        await sweep.Watch(LIMIT, RATE).in_session(run)
+        if left >= 0:
+            break
+        (record,) = caplog.records
+        assert record.exc_info
+        assert isinstance(record.exc_info[1], Mine)
+    assert 40 < number < sweep.MOST - 1
+
+
+def sync_source(fails_at: int, error: type[BaseException]) -> Iterator[int]:
+    for number in range(6):
+        if number == fails_at:
+            raise error
+        yield number
+
+
+async def async_source(fails_at: int, error: type[BaseException]) -> AsyncIterator[int]:
+    for number in range(6):
+        await checkpoint()
+        if number == fails_at:
+            raise error
+        yield number
+
+
+class Iterators:
+    """An async iterator that is no generator."""
+
+    def __init__(self, fails_at: int, error: type[BaseException]) -> None:
+        self._numbers = sync_source(fails_at, error)
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> int:
+        for number in self._numbers:
+            return number
+        raise StopAsyncIteration
+
+
+async def gathered(source: Any) -> Any:
+    return await gather_tasks(plain, source, limit=2)
+
+
+async def streamed(source: Any) -> Any:
+    async with stream_tasks(plain, source, limit=2) as results:
+        return sorted([result async for result in results])
+
+
+async def streamed_in_order(source: Any) -> Any:
+    async with stream_tasks(square, source, limit=2, ordered=True, buffer=1) as results:
+        return [result async for result in results]
+
+
+async def mapped(source: Any) -> Any:
+    if hasattr(source, "__aiter__"):
+        return await gathered(source)
+
+    @task
+    def in_a_thread() -> list[int]:
+        return map_tasks(plain, source, limit=2)
+
+    return await in_a_thread.to_thread()
+
+
+@pytest.mark.parametrize("error", [Mine, Interrupt])
+@pytest.mark.parametrize("source", [sync_source, async_source, Iterators])
+@pytest.mark.parametrize("fan_out", [gathered, streamed, streamed_in_order, mapped])
+async def test_a_source_that_fails_comes_out_as_it_is(
+    fan_out: Callable[[Any], Coroutine[Any, Any, Any]],
+    source: Callable[[int, type[BaseException]], Any],
+    error: type[BaseException],
+) -> None:
+    for number in range(7):
+
+        async def run(number: int = number) -> bool:
+            try:
+                await fan_out(source(number, error))
+            except (Mine, Interrupt, TaskError) as exc:
+                failure = exc.__cause__ if isinstance(exc, TaskError) else exc  # of the task that calls `map_tasks`
+                assert type(failure) is error
+                return True
+            return False
+
+        assert await sweep.Watch(LIMIT, RATE).in_session(run) is (number < 6)
+
+
+FAN_OUTS: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+    "gather": lambda: gather_tasks(plain, range(5), limit=2),
+    "calls": lambda: gather_tasks(plain.call(1), plain.call(2)),
+    "threads": lambda: gather_tasks(square, range(5), limit=2),
+    "streams": lambda: gather_tasks(rows, range(4), limit=2),
+    "results": lambda: streamed(range(5)),
+    "ordered": lambda: streamed_in_order(range(5)),
+}
+
+
+@pytest.mark.parametrize("error", [Mine, Interrupt])
+@pytest.mark.parametrize("name", FAN_OUTS)
+async def test_a_call_that_fails_ends_its_fan_out_and_nothing_else(name: str, error: type[BaseException]) -> None:
+    for number in range(sweep.MOST):
+        with Faults() as faults:
+            fault = [faults.fail(each, error, after=number) for each in (plain, square, rows)]
+
+            async def run() -> bool:
+                try:
+                    await FAN_OUTS[name]()
+                except TaskGroupError as exc:
+                    assert {type(failure.__cause__) for failure in exc.exceptions} == {Mine}
+                except BaseException as exc:
+                    assert {type(each) for each in flattened(exc)} == {Interrupt}
+                else:
+                    return False
+                return True
+
+            watch = sweep.Watch(LIMIT, RATE)
+            failed = await watch.in_session(run)
+            assert failed is any(each.hits for each in fault)
+            assert watch.recorder.of(TaskStarted)
+        if not failed:
+            break
+    assert 1 < number < sweep.MOST - 1
