@@ -1,7 +1,9 @@
 """Both event loops for every async test, and a check that no test leaves anything behind."""
 
 import gc
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +24,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """The event loop of an async test. Both are named: a missing Trio must not halve the suite."""
     return request.param
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the programs that tests start share what Python has compiled of the modules that they import."""
+    folder = tempfile.TemporaryDirectory(prefix="daglite-tests.")
+    config.add_cleanup(folder.cleanup)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = folder.name
 
 
 def pytest_collection_finish() -> None:

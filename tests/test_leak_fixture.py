@@ -5,34 +5,23 @@ import pytest
 HEADER = """
 import asyncio, functools, gc, os, subprocess, sys, threading, trio
 import anyio, anyio.from_thread, anyio.lowlevel, anyio.to_thread
-KEPT = []
-"""
-
-
-CONFTEST = """
 import pytest
 from daglite.testing import _leaks
 
-_leaks.PATIENCE = 0.5
+KEPT = []
+
+@pytest.fixture(autouse=True)
+def patience():
+    _leaks.PATIENCE = 2.0 if "clean" in __name__ else 0.1  # until the next test
+"""
+CONFTEST = """
+import pytest
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
 """
-
-
-def run_suite(pytester: pytest.Pytester, source: str) -> pytest.RunResult:
-    """Run tests in a process of their own, as those of a project that has daglite installed."""
-    pytester.makeini("[pytest]\nanyio_mode = auto\nfilterwarnings = error\nusefixtures = no_leaks\n")
-    pytester.makeconftest(CONFTEST)
-    path = pytester.makepyfile(test_suite=HEADER + source)
-    return pytester.runpytest_subprocess(path, "-p", "no:cacheprovider")
-
-
-def test_a_test_that_leaves_nothing_passes_on_both_event_loops(pytester: pytest.Pytester) -> None:
-    result = run_suite(
-        pytester,
-        """
+CLEAN = """
 async def test_clean(anyio_backend_name):
     send, receive = anyio.create_memory_object_stream(1)
     with send, receive:
@@ -46,15 +35,8 @@ async def test_clean(anyio_backend_name):
 
 def test_sync():
     threading.Thread(target=threading.get_ident).start()
-""",
-    )
-    result.assert_outcomes(passed=3)
-
-
-def test_what_is_left_behind_fails_the_test_that_left_it(pytester: pytest.Pytester) -> None:
-    result = run_suite(
-        pytester,
-        """
+"""
+LEFT = """
 async def test_thread():
     threading.Thread(target=threading.Event().wait, name="forgotten thread", daemon=True).start()
 
@@ -98,9 +80,28 @@ async def test_stream_in_a_cycle():
 
 async def test_next():
     KEPT[-1].set()  # the interpreter would wait for the thread
-""",
-    )
-    result.assert_outcomes(passed=14, errors=12)
+"""
+FAILED = """
+async def test_fails():
+    os.open(os.devnull, os.O_RDONLY)
+    raise ValueError("the reason")
+
+async def test_next():
+    pass
+"""
+
+
+def test_what_is_left_behind_fails_the_test_that_left_it(pytester: pytest.Pytester) -> None:
+    """In a process of its own, as in a project that has daglite installed."""
+    pytester.makeini("[pytest]\nanyio_mode = auto\nfilterwarnings = error\nusefixtures = no_leaks\n")
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test_clean=HEADER + CLEAN, test_left=HEADER + LEFT, test_failed=HEADER + FAILED)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-v")
+    output = result.stdout.str()
+    result.assert_outcomes(passed=3 + 14 + 2, errors=12, failed=2)
+    # The leaks of a failed test do not hide its own error.
+    assert output.count("ValueError: the reason") >= 2
+    assert "ERROR at teardown of test_fails" not in output
     for event_loop in ("asyncio", "trio"):
         for name in ("thread", "child_process", "file_descriptor", "task", "abandoned_thread", "stream_in_a_cycle"):
             result.stdout.fnmatch_lines_random([f"*ERROR at teardown of test_{name}?{event_loop}?*"])
@@ -113,19 +114,3 @@ async def test_next():
         "ResourceWarning: Unclosed <MemoryObjectReceiveStream",
     ):
         result.stdout.re_match_lines_random([rf".*{what}.*"])
-
-
-def test_the_leaks_of_a_failed_test_do_not_hide_its_own_error(pytester: pytest.Pytester) -> None:
-    result = run_suite(
-        pytester,
-        """
-async def test_fails():
-    os.open(os.devnull, os.O_RDONLY)
-    raise ValueError("the reason")
-
-async def test_next():
-    pass
-""",
-    )
-    result.assert_outcomes(passed=2, failed=2)
-    assert "left behind" not in result.stdout.str()

@@ -52,6 +52,8 @@ def test_sync_code(no_waits, faults):
 
 
 async def test_a_leak():
+    from daglite.testing import _leaks
+    _leaks.PATIENCE = 0.1
     kept.append(open(__file__, "rb", buffering=0))
 """
 
