@@ -23,18 +23,14 @@ PATIENCE = 2.0
 class Leaks:
     """What a test may have left behind: the process as it was, and the tasks that were found."""
 
-    threads: set[threading.Thread] = field(default_factory=lambda: set(threading.enumerate()))
+    threads: set[threading.Thread] = field(default_factory=lambda: working_threads())
     children: dict[int, str] = field(default_factory=lambda: child_processes())
     descriptors: dict[int, str] = field(default_factory=lambda: open_descriptors())
     tasks: list[str] = field(default_factory=list)
 
     def found(self) -> list[str]:
         """One line for each thread, child process and file descriptor that was not there before."""
-        threads = [
-            f"thread {thread.name!r}"
-            for thread in threading.enumerate()
-            if thread not in self.threads and not is_parked(thread)
-        ]
+        threads = [f"thread {thread.name!r}" for thread in working_threads() - self.threads]
         children = [
             f"child process {pid} ({command})" for pid, command in child_processes().items() if pid not in self.children
         ]
@@ -72,6 +68,11 @@ def running_tasks() -> set[anyio.TaskInfo]:
         for task in anyio.get_running_tasks()
         if getattr(task.coro, "__qualname__", "") != "TestRunner._call_in_runner_task"
     }
+
+
+def working_threads() -> set[threading.Thread]:
+    """The threads that have something to do; Trio gives an idle one to whoever needs one next."""
+    return {thread for thread in threading.enumerate() if not is_parked(thread)}
 
 
 def is_parked(thread: threading.Thread) -> bool:
