@@ -23,8 +23,11 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+
+import coverage
 
 ROOT = Path(__file__).resolve().parent.parent
 EXCUSES = ROOT / "scripts" / "mutations.txt"
@@ -168,8 +171,13 @@ def mutations_of(module: str) -> Iterator[Mutation]:
             begin, end = node.finalbody[0].lineno, node.finalbody[-1].end_lineno or end
         elif isinstance(node, ast.If):
             end = node.lineno  # the test: the rest is not run where it does not hold
-        source = ast.unparse(ast.fix_missing_locations(Dropper(kind, twin).visit(changed)))  # type: ignore[type-var]
+        source = ast.unparse(ast.fix_missing_locations(ast.Module(_changed(changed, kind, twin), [])))
         yield Mutation(module, where, kind, text, range(begin, end + 1), source)
+
+
+def _changed(tree: ast.Module, kind: str, node: ast.AST) -> list[ast.stmt]:
+    Dropper(kind, node).visit(tree)
+    return tree.body
 
 
 class Suite:
@@ -199,22 +207,21 @@ class Suite:
 
     def tests_of(self, module: str, lines: range) -> list[str]:
         """The tests that come by one of the lines, the quickest first."""
-        import coverage
+        found, seconds = self._lines_of(module), self._seconds()
+        tests = {context for line in lines for context in found.get(line, ()) if "::" in context}
+        return sorted(tests, key=lambda test: (seconds.get(test, 0.0), test))[:MOST]
 
+    @cache  # noqa: B019 -- there is one suite
+    def _lines_of(self, module: str) -> dict[int, list[str]]:
         data = coverage.CoverageData(str(self._work / "lines"))
         data.read()
-        found = data.contexts_by_lineno(str(self._path_of(data, module)))
-        tests = {context for line in lines for context in found.get(line, ()) if "::" in context}
-        seconds = dict(self._seconds())
-        return sorted(tests, key=lambda test: seconds.get(test, 0.0))[:MOST]
+        path = next(each for each in data.measured_files() if each.endswith(f"/daglite/{module}.py"))
+        return data.contexts_by_lineno(path)
 
-    def _path_of(self, data: object, module: str) -> str:
-        files: set[str] = data.measured_files()  # type: ignore[attr-defined]
-        return next(each for each in files if each.endswith(f"/daglite/{module}.py"))
-
-    def _seconds(self) -> Iterator[tuple[str, float]]:
+    @cache  # noqa: B019
+    def _seconds(self) -> dict[str, float]:
         with sqlite3.connect(self._work / "seconds.db") as database:
-            yield from database.execute("select test, seconds from seconds")
+            return dict(database.execute("select test, seconds from seconds"))
 
     def notices(self, mutation: Mutation, tests: list[str]) -> bool:
         """Whether one of the tests fails with the change."""
@@ -311,16 +318,18 @@ def main() -> int:
                 for name in ("lines", "seconds.db"):
                     shutil.copy(Path(folder) / name, kept)
 
-        def judged(mutation: Mutation) -> tuple[Mutation, int, bool]:
-            tests = suite.tests_of(mutation.module, mutation.lines)
-            return mutation, len(tests), bool(tests) and suite.notices(mutation, tests)
+        chosen = [suite.tests_of(each.module, each.lines) for each in mutations]
+
+        def is_noticed(mutation: Mutation, tests: list[str]) -> bool:
+            return bool(tests) and suite.notices(mutation, tests)
 
         with ThreadPoolExecutor(given.jobs) as pool:
-            for mutation, tests, noticed in pool.map(judged, mutations):
+            noticed_or_not = pool.map(is_noticed, mutations, chosen)
+            for mutation, tests, noticed in zip(mutations, chosen, noticed_or_not, strict=True):
                 reason = excused.get(mutation.name)
                 if noticed is (reason is not None):
                     wrong += 1
-                    said = f"excused, but noticed ({reason})" if noticed else f"not noticed by {tests} tests"
+                    said = f"excused, but noticed ({reason})" if noticed else f"not noticed by {len(tests)} tests"
                     print(f"{mutation.name}\n    {said}", flush=True)
     for name in set(excused) - {each.name for each in mutations} if not given.modules else ():
         wrong += 1

@@ -84,6 +84,7 @@ async def delays_of(options: dict[str, Any], sync: bool = False) -> list[float]:
     return [event.delay for event in recorder.of(TaskRetrying)]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @both
 async def test_a_task_waits_as_its_backoff_says(sync: bool) -> None:
     backoff = Backoff(0.001, 0.003, 2, jitter=False)

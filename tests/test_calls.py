@@ -117,6 +117,7 @@ async def test_a_predicate_that_answers_nonsense_is_named(sync: bool, answer: An
     assert isinstance(caught.value.root_cause, (TypeError, ValueError))
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_retry_delay_is_waited_for() -> None:
     times: list[float] = []
 

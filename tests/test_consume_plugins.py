@@ -268,6 +268,7 @@ async def test_a_consumer_that_never_reads_holds_nobody_up_until_the_end() -> No
         done.set()
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_consumer_that_hangs_is_cancelled_after_grace_and_named_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -290,6 +291,7 @@ async def test_a_consumer_that_hangs_is_cancelled_after_grace_and_named_in_the_l
     assert "Hanging had not seen all events after 0.5 s" in record.getMessage()
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_consumer_that_hangs_in_a_session_that_fails_does_not_hide_the_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -93,6 +93,7 @@ async def test_a_slow_first_item_stalls_an_ordered_consumer_and_not_more_than_th
         assert numbers.taken <= 20 + 7
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @both
 async def test_what_has_ended_is_handed_out_while_the_source_is_blocked(ordered: bool) -> None:
     said: list[str] = []
@@ -112,6 +113,7 @@ async def test_what_has_ended_is_handed_out_while_the_source_is_blocked(ordered:
     assert said == ["cancelled", "cleaned up"]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("errors", ["raise", "collect"])
 async def test_a_failure_ends_the_wait_for_a_blocked_source(errors: Any) -> None:
     said: list[str] = []
@@ -188,6 +190,7 @@ async def test_a_source_that_holds_a_task_group_open_is_pumped(how: str) -> None
     assert said[-1] == "cleaned up"
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_an_async_generator_may_hold_a_deadline_of_its_own() -> None:
     blocked = anyio.Event()
 
@@ -248,6 +251,7 @@ async def test_an_async_generator_that_does_not_let_itself_be_cancelled_is_over(
     assert said == ["cancelled", "closed"]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("how", ["failure", "cancelled", "deadline", "left early"])
 async def test_what_an_async_generator_holds_open_is_left_in_order(how: str) -> None:
     said: list[str] = []
@@ -289,6 +293,7 @@ async def test_what_an_async_generator_holds_open_is_left_in_order(how: str) -> 
     await checkpoint()
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_source_that_does_not_close_in_time_is_ended() -> None:
     said: list[str] = []
 

@@ -127,6 +127,7 @@ async def test_wrong_arguments_are_a_type_error(inside: Any) -> None:
         assert isinstance(caught.value.root_cause, TypeError)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_retries_and_timeouts_are_those_of_the_task() -> None:
     attempts: list[int] = []
 
@@ -365,6 +366,7 @@ async def test_a_native_cancellation_reaches_it_as_well(anyio_backend_name: str)
     assert hang.cancelled
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("in_session", [False, True])
 async def test_at_its_deadline_an_abandoned_thread_awaits_nothing_any_more(in_session: bool) -> None:
     hang = Hang()

@@ -333,6 +333,7 @@ async def test_a_step_is_cancelled_with_the_thread_and_cancels_the_generator(
     assert not isinstance(heard[0], Exception)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_at_its_deadline_an_abandoned_thread_steps_nothing_any_more(inside: Any, journal: Journal) -> None:
     async with inside:
         with pytest.raises(TaskTimeoutError):
@@ -565,6 +566,7 @@ async def test_what_fails_while_it_is_closed_is_raised_by_the_close(inside: Any)
             await in_thread(look)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_close_has_grace_seconds(caplog: pytest.LogCaptureFixture) -> None:
     @task
     async def slow() -> AsyncIterator[int]:

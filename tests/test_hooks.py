@@ -1069,6 +1069,7 @@ async def test_a_call_that_is_cancelled_in_back_off_is_told_of_as_cancelled() ->
     assert [hook for hook, _ in recorder.calls()] == ["before_node_execute", "before_node_retry", "on_node_cancelled"]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_the_calls_of_an_abandoned_thread_are_told_of_as_cancelled_once() -> None:
     recorder = Recorder()
     hooks_running, leave = threading.Event(), threading.Event()

@@ -86,6 +86,7 @@ class Source:
             await anyio.sleep_forever()
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_at_the_deadline_of_an_item_the_stream_is_over(grouped: bool) -> None:
     source, recorder, seen = Source(), Recorder(), []
@@ -109,6 +110,7 @@ async def test_at_the_deadline_of_an_item_the_stream_is_over(grouped: bool) -> N
     assert recorder.of(TaskSucceeded) == recorder.of(TaskCancelled) == []
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_the_time_of_the_consumer_does_not_count() -> None:
     source = Source()
     rows = task(item_timeout=0.5)(source.items)
@@ -199,6 +201,7 @@ async def test_a_generator_that_makes_another_error_of_it_fails_with_that() -> N
     assert not isinstance(caught.value, TimeoutError)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_one_that_ends_when_it_is_cancelled_has_ended() -> None:
     @task(item_timeout=0.3)
     async def ending() -> AsyncIterator[int]:
@@ -222,6 +225,7 @@ async def test_fan_outs_collect_within_it() -> None:
     assert isinstance(caught.value.exceptions[0], TaskTimeoutError)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_for_a_thread_it_is_the_same() -> None:
     source = Source()
     rows = task(item_timeout=0.3)(source.items)

@@ -454,6 +454,7 @@ async def test_a_thread_that_notices_is_not_abandoned() -> None:
     assert noticed == [True]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("at", ["step", "close"])
 async def test_the_thread_of_a_stream_is_abandoned_too(at: str, gate: threading.Event) -> None:
     started = anyio.Event()

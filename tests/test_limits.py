@@ -220,6 +220,7 @@ async def test_waiting_is_told_and_shown_in_the_tree() -> None:
     ]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_the_wait_is_outside_of_timeout_and_inside_of_total_timeout() -> None:
     holder = Holder()
     quick = task(limit=limit_of(holder.task), timeout=30)(checkpoint)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from daglite import Limit, Rate, _clock, _gates, gather_tasks, map_tasks, session, task
 from daglite.events import TaskWaiting
 from daglite.exceptions import TaskError, TaskTimeoutError
+from daglite.testing import VirtualClock
 
 from .test_events import Recorder
 from .test_tree import until
@@ -122,28 +123,28 @@ def test_no_more_get_in_than_the_rate_allows_in_any_time(
             assert last - first + 1 <= allowed + 1e-6
 
 
-async def test_calls_take_their_time_and_no_less() -> None:
-    @task(rate=Rate(100, per=1))
+async def test_calls_take_their_time(virtual_clock: VirtualClock) -> None:
+    @task(rate=Rate(1, per=60))
     async def work(number: int) -> int:
         return number
 
-    with takes_at_least(0.09):
-        assert await gather_tasks(work, range(10)) == list(range(10))
+    assert await gather_tasks(work, range(10)) == list(range(10))
+    assert virtual_clock.time() == pytest.approx(9 * 60)
     assert work.rate is not None
     assert work.rate.tasks_waiting == 0
 
 
-async def test_a_retry_is_an_attempt_like_any_other() -> None:
-    tries: list[int] = []
+async def test_a_retry_is_an_attempt_like_any_other(virtual_clock: VirtualClock) -> None:
+    tries: list[float] = []
 
-    @task(rate=Rate(20, per=1), retries=2)
+    @task(rate=Rate(1, per=60), retries=2)
     async def fail() -> None:
-        tries.append(1)
+        tries.append(virtual_clock.time())
         raise ValueError("no")
 
-    with takes_at_least(0.1), pytest.raises(TaskError):
+    with pytest.raises(TaskError):
         await fail()
-    assert len(tries) == 3
+    assert tries == pytest.approx([0, 60, 120])
 
 
 def test_threads_keep_to_the_rate_too_with_and_without_an_event_loop() -> None:
@@ -186,6 +187,7 @@ async def test_waiting_is_told_shown_and_cancelled_without_loss() -> None:
     assert [event.limit for event in recorder.of(TaskWaiting)] == ["search", "search"]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_the_wait_is_outside_of_timeout_and_inside_of_total_timeout() -> None:
     @task(rate=NEVER, total_timeout=0.05)
     async def late() -> None: ...
@@ -209,19 +211,19 @@ async def test_the_wait_is_outside_of_timeout_and_inside_of_total_timeout() -> N
     assert [await in_time() for _ in range(3)] == ["there"] * 3
 
 
-async def test_a_limit_and_a_rate_are_both_kept_to() -> None:
+async def test_a_limit_and_a_rate_are_both_kept_to(virtual_clock: VirtualClock) -> None:
     limit, now, most = Limit("both", 2), 0, 0
 
-    @task(limit=limit, rate=Rate(200))
+    @task(limit=limit, rate=Rate(1))
     async def work(number: int) -> None:
         nonlocal now, most
         now += 1
         most = max(now, most)
-        await anyio.sleep(0.02)
+        await anyio.sleep(4)
         now -= 1
 
-    with takes_at_least(0.035):
-        await gather_tasks(work, range(8))
+    await gather_tasks(work, range(8))
+    assert virtual_clock.time() == pytest.approx(3 * 4 + 1 + 4)
     assert most == 2
     assert limit.available_tokens == 2
 

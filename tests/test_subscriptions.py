@@ -362,6 +362,7 @@ async def test_stats_of_threads_are_exact() -> None:
     assert (stats.running, stats.succeeded, stats.failed, stats.cancelled) == (0, 4 + 800, 400, 0)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_the_calls_of_an_abandoned_thread_count_as_cancelled() -> None:
     inside, leave, left = threading.Event(), threading.Event(), threading.Event()
 

@@ -286,6 +286,7 @@ async def test_what_a_loser_fails_with_while_it_is_cancelled_is_dropped() -> Non
     assert await race_tasks(bad_loser.call(), bad_group.call(), win.call()) == "won"
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_cancelled_race_cancels_all() -> None:
     said: list[str] = []
 

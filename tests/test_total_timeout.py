@@ -47,6 +47,7 @@ def test_streams_have_none() -> None:
         task(total_timeout=3)(rows)
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_it_ends_an_attempt_and_nothing_is_tried_again() -> None:
     recorder, attempts = Recorder(), 0
 
@@ -71,6 +72,7 @@ async def test_it_ends_an_attempt_and_nothing_is_tried_again() -> None:
     assert recorder.of(TaskRetrying) == []
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_it_ends_the_wait_for_a_retry_and_says_what_went_wrong() -> None:
     mine = ValueError("no luck")
 
@@ -89,6 +91,7 @@ async def test_it_ends_the_wait_for_a_retry_and_says_what_went_wrong() -> None:
     assert error.root_cause is mine
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_it_bounds_all_attempts_together() -> None:
     attempts = 0
 
@@ -124,6 +127,7 @@ async def test_a_call_in_time_is_as_any_other() -> None:
     assert type(caught.value) is TaskError
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_of_two_equal_deadlines_the_outer_is_heard() -> None:
     @task(total_timeout=SOON, timeout=SOON, retries=9)
     async def hang() -> None:
@@ -137,6 +141,7 @@ async def test_of_two_equal_deadlines_the_outer_is_heard() -> None:
     assert scope.cancelled_caught
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("option", ["timeout", "total_timeout"])
 async def test_an_outer_deadline_that_fires_first_is_the_outers(option: str) -> None:
     recorder = Recorder()
@@ -204,6 +209,7 @@ async def test_a_body_that_makes_another_error_of_it_fails_with_that(option: str
     assert caught.value.attempts == attempts
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_nested_call_that_ran_out_of_time_may_be_retried_by_the_outer() -> None:
     calls = 0
 
@@ -222,6 +228,7 @@ async def test_a_nested_call_that_ran_out_of_time_may_be_retried_by_the_outer() 
     assert await outer() == 3
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_retry_on_sees_what_a_nested_call_has_failed_with() -> None:
     calls = 0
 

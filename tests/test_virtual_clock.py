@@ -2,9 +2,11 @@
 
 import asyncio
 import math
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -311,6 +313,13 @@ def test_it_is_that_of_an_event_loop() -> None:
 def test_its_threshold_is_checked(threshold: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="VirtualClock: autojump_threshold must be"):
         VirtualClock(autojump_threshold=threshold)
+
+
+def test_nothing_looks_at_another_clock() -> None:
+    for path in (Path(__file__).parent.parent / "daglite").glob("*.py"):
+        assert path.name == "_clock.py" or not re.search(
+            r"perf_counter|monotonic\b(?<!_clock.monotonic)", path.read_text()
+        ), path
 
 
 class Closed:

@@ -53,7 +53,7 @@ class VirtualClock:
 
     It does not jump while a thread works that a task waits for, be it of a task's `to_thread`, of anyio's, asyncio's or
     Trio's: it then goes as the real one does, so that deadlines are kept. A thread that waits for the event loop, by a
-    `from_thread`, does not work; and for one that was abandoned nobody waits. Threads themselves live in real time:
+    `from_thread`, does not work; and for one that was abandoned nobody waits, until its session ends. Threads themselves live in real time:
     `time.sleep` is as long as ever. So do the files, sockets and processes that tasks wait for: the clock looks whether one is
     ready, and jumps if none is.
 
@@ -108,12 +108,12 @@ class VirtualClock:
             raise RuntimeError("there is a virtual clock already: a process has one at a time")
         if self._loop is not None or self._passed:
             raise RuntimeError("a virtual clock is entered once; VirtualClock() makes another")
-        self._loop = Loop()
-        self._threads = ThreadsAtWork(self._loop, loop)
-        self._put_back = _put_into_asyncio(self, loop) if self._loop.name == "asyncio" else _put_into_trio(self)
+        here = Loop()
+        self._threads = ThreadsAtWork(here, loop)
+        self._put_back = _put_into_asyncio(self, loop) if here.name == "asyncio" else _put_into_trio(self, here)
         self._real, _clock.monotonic = _clock.monotonic, self._now
         self._threads.watch()
-        _entered = self
+        self._loop, _entered = here, self
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -200,7 +200,7 @@ def _put_into_asyncio(clock: VirtualClock, loop: Any) -> Callable[[], None]:
     return put_back
 
 
-def _put_into_trio(clock: VirtualClock) -> Callable[[], None]:
+def _put_into_trio(clock: VirtualClock, loop: Loop) -> Callable[[], None]:
     """Let Trio go by the clock; what is returned undoes that."""
     runner, mock = trio_runner()
     real, threshold = runner.clock, runner.clock_autojump_threshold
@@ -215,8 +215,7 @@ def _put_into_trio(clock: VirtualClock) -> Callable[[], None]:
         return max(deadline - clock._now(), 0.0)
 
     def current_time() -> float:
-        assert clock._loop is not None
-        if clock._loop.is_here():
+        if loop.is_here():
             clock._stop()
         return clock._now()
 

@@ -12,6 +12,7 @@ import anyio._core._eventloop
 
 from .._eventloop import Loop, threads_of_trio
 from .._thread_streams import ThreadSteps
+from .._threads import Patience, Stuck
 from .._trips import Trip
 
 __all__ = ["ThreadsAtWork"]
@@ -57,6 +58,7 @@ class ThreadsAtWork:
         backend = anyio._core._eventloop.get_async_backend()
         run, run_async = backend.run_sync_in_worker_thread, backend.run_async_from_thread
         await_step, begin, hold = ThreadSteps._await, Trip._set_out, Trip._hold
+        wait, until_none = Patience.wait, Stuck.until_none
 
         async def run_in_thread(func: Any, args: Any, *rest: Any, **options: Any) -> Any:
             if not self._loop.is_running_here():
@@ -73,6 +75,14 @@ class ThreadsAtWork:
             with self._waiting() as work:
                 return await await_step(steps, partial(self._in_thread, work, make), limit)
 
+        async def wait_patiently(patience: Any, ended: Any) -> bool:
+            with self._waiting():
+                return await wait(patience, ended)
+
+        async def wait_for_abandoned(stuck: Any) -> None:
+            with self._waiting():
+                await until_none(stuck)
+
         def set_out(trip: Any) -> None:
             trip.work = self._here()
             begin(trip)
@@ -83,6 +93,8 @@ class ThreadsAtWork:
         self._replace(backend, "run_sync_in_worker_thread", staticmethod(run_in_thread))
         self._replace(backend, "run_async_from_thread", staticmethod(run_from_thread))
         self._replace(ThreadSteps, "_await", await_in_thread)
+        self._replace(Patience, "wait", wait_patiently)
+        self._replace(Stuck, "until_none", wait_for_abandoned)
         self._replace(Trip, "_set_out", set_out)
         self._replace(Trip, "_hold", hold_trip)
         if self._loop.name == "asyncio":
@@ -126,8 +138,11 @@ class ThreadsAtWork:
         self._replace(from_thread, "run", run_from_thread)
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
-        # As it stands there, and not as it binds.
-        self._undo.append(partial(setattr, owner, name, owner.__dict__[name]))
+        # As it stands there, and not as it binds; what is inherited does not.
+        undo = (
+            partial(setattr, owner, name, vars(owner)[name]) if name in vars(owner) else partial(delattr, owner, name)
+        )
+        self._undo.append(undo)
         setattr(owner, name, value)
 
     def _here(self) -> Work | None:
