@@ -173,8 +173,7 @@ class Steps:
             self.call.home.books.streams.pop(self, None)
         if self._binding is not None:
             self._binding.streams.pop(self, None)
-        if self.context is None:
-            return None
+        assert self.context is not None
         if self.call.watcher is None:
             return self.call.end(exc, closed=closed)
         return self.context.run(self.call.end, exc, closed=closed)
@@ -267,10 +266,7 @@ class AsyncSteps(AwaitedSteps):
             await in_context(self.context, self.within(self.generator.aclose, is_last=True)())
         except BaseException as exc:
             raise self.left(exc)
-        else:
-            self.end(None, closed=True)
-        finally:
-            self.busy = False
+        self.end(None, closed=True)
 
     def drop(self) -> None:
         """Nobody can step it any more."""
@@ -314,10 +310,7 @@ class SyncSteps(Steps):
             context.run(self.within(self.generator.close, is_last=True))
         except BaseException as exc:
             raise self.left(exc)
-        else:
-            self.end(None, closed=True)
-        finally:
-            self.busy = False
+        self.end(None, closed=True)
 
     async def aclose(self) -> None:
         """The same, for those who close async streams too."""

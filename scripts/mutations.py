@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import itertools
 import os
 import shutil
 import sqlite3
@@ -51,7 +52,7 @@ UNDOING = {
     "set",
 }
 MOST = 400  # tests that are run for a change, at most: those that come by there and are the quickest
-PATIENCE = 240  # seconds for them; what takes longer hangs, which is noticed
+PATIENCE = 120  # seconds for them; what takes longer hangs, which is noticed
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ class Suite:
     def __init__(self, work: Path, jobs: int) -> None:
         self._work = work
         self._copies: SimpleQueue[Path] = SimpleQueue()
+        self._numbers = itertools.count(1_000_000_000)
         for number in range(jobs):
             path = work / f"copy-{number}"
             shutil.copytree(
@@ -201,7 +203,10 @@ class Suite:
         (path / "contexts.py").write_text(CONTEXTS, encoding="utf-8")
         command = ["-m", "coverage", "run", "--rcfile=contexts.ini", f"--data-file={self._work / 'lines'}"]
         done = self._run(path, [*command, "-m", "pytest", "-q", "-p", "contexts", "--timeout=120"], 1800)
-        if done is None or done.returncode not in (0, 1):  # 1: a few are about memory, or deep stacks, which this changes
+        if done is None or done.returncode not in (
+            0,
+            1,
+        ):  # 1: a few are about memory, or deep stacks, which this changes
             sys.exit(f"the tests do not run as it is:\n{'' if done is None else done.stdout[-3000:]}")
         self._copies.put(path)
 
@@ -229,17 +234,25 @@ class Suite:
         file = path / "daglite" / f"{mutation.module}.py"
         kept = file.read_text(encoding="utf-8")
         try:
-            file.write_text(mutation.source, encoding="utf-8")
+            self._write(file, mutation.source)
             (path / "chosen.txt").write_text("\n".join(tests), encoding="utf-8")
-            command = ["-m", "pytest", "-qx", "--tb=no", "--no-header", "--timeout=30", "-p", "no:cacheprovider"]
+            command = ["-m", "pytest", "-qx", "--tb=no", "--no-header", "-p", "no:cacheprovider"]
+            command += ["--timeout=10", "--timeout-method=thread"]  # which ends the process: others would hang as well
             done = self._run(path, [*command, "@chosen.txt"], PATIENCE)
             return done is None or done.returncode != 0
         finally:
-            file.write_text(kept, encoding="utf-8")
+            self._write(file, kept)
             self._copies.put(path)
+
+    def _write(self, file: Path, source: str) -> None:
+        file.write_text(source, encoding="utf-8")
+        # Python takes a compiled module for that of a source by its size and the second in which that was written.
+        number = next(self._numbers)
+        os.utime(file, (number, number))
 
     def _run(self, path: Path, arguments: list[str], patience: float) -> subprocess.CompletedProcess[str] | None:
         environment = {**os.environ, "PYTHONPATH": str(path), "DAGLITE_SECONDS": str(self._work / "seconds.db")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         try:
             return subprocess.run(
                 [sys.executable, *arguments],
@@ -279,15 +292,16 @@ def pytest_sessionfinish():
 
 
 def excuses() -> dict[str, str]:
-    """Why some changes may go unnoticed: a line that names the change, and below it, indented, the reason."""
+    """Why some changes may go unnoticed: lines that each name a change, and below them, indented, the reason."""
     found: dict[str, str] = {}
-    name = ""
+    names: list[str] = []
     for line in EXCUSES.read_text(encoding="utf-8").splitlines() if EXCUSES.exists() else ():
         if line.startswith(" "):
-            found[name] = f"{found[name]} {line.strip()}".strip()
-        elif line and not line.startswith("#"):
-            name = line
-            found[name] = ""
+            found.update(dict.fromkeys(names, line.strip()))
+        elif not line:
+            names = []
+        elif not line.startswith("#"):
+            names.append(line)
     return found
 
 

@@ -60,20 +60,16 @@ class ThreadsAtWork:
         await_step, begin, hold = ThreadSteps._await, Trip._set_out, Trip._hold
         wait, until_none = Patience.wait, Stuck.until_none
 
-        async def run_in_thread(func: Any, args: Any, *rest: Any, **options: Any) -> Any:
-            if not self._loop.is_running_here():
-                return await run(func, args, *rest, **options)
+        async def run_in_thread(func: Any, *args: Any, **options: Any) -> Any:
             with self._waiting() as work:
-                return await run(partial(self._in_thread, work, func), args, *rest, **options)
+                return await run(self._known(work, func), *args, **options)
 
         def run_from_thread(func: Any, args: Any, token: Any) -> Any:
             return run_async(partial(self._while_away, self._here(), func), args, token)
 
         async def await_in_thread(steps: Any, make: Any, limit: Any) -> Any:
-            if not self._loop.is_running_here():
-                return await await_step(steps, make, limit)
             with self._waiting() as work:
-                return await await_step(steps, partial(self._in_thread, work, make), limit)
+                return await await_step(steps, self._known(work, make), limit)
 
         async def wait_patiently(patience: Any, ended: Any) -> bool:
             with self._waiting():
@@ -112,7 +108,7 @@ class ThreadsAtWork:
 
         def run_in_executor(executor: Any, func: Any, *args: Any) -> Any:
             work = Work()
-            future = run(executor, partial(self._in_thread, work, func), *args)
+            future = run(executor, self._known(work, func), *args)
             self._waited_for.add(work)
             future.add_done_callback(lambda _: self._waited_for.discard(work))
             return future
@@ -126,10 +122,8 @@ class ThreadsAtWork:
         run, run_async = to_thread.run_sync, from_thread.run
 
         async def run_in_thread(func: Any, *args: Any, **options: Any) -> Any:
-            if not self._loop.is_running_here():
-                return await run(func, *args, **options)
             with self._waiting() as work:
-                return await run(partial(self._in_thread, work, func), *args, **options)
+                return await run(self._known(work, func), *args, **options)
 
         def run_from_thread(func: Any, *args: Any, **options: Any) -> Any:
             return run_async(partial(self._while_away, self._here(), func), *args, **options)
@@ -149,7 +143,11 @@ class ThreadsAtWork:
         return self._of_thread.get(threading.get_ident())
 
     @contextmanager
-    def _waiting(self) -> Iterator[Work]:
+    def _waiting(self) -> Iterator[Work | None]:
+        """A task waits for a thread in the meantime; `None` if it is one of another event loop."""
+        if not self._loop.is_running_here():
+            yield None
+            return
         work = Work()
         self._waited_for.add(work)
         try:
@@ -157,14 +155,20 @@ class ThreadsAtWork:
         finally:
             self._waited_for.discard(work)
 
-    def _in_thread(self, work: Work, func: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in a thread, which is known to do it."""
-        ident = threading.get_ident()
-        self._of_thread[ident] = work
-        try:
-            return func(*args)
-        finally:
-            del self._of_thread[ident]
+    def _known(self, work: Work | None, func: Callable[..., Any]) -> Callable[..., Any]:
+        """A function whose thread is known to do that work."""
+        if work is None:
+            return func
+
+        def known(*args: Any) -> Any:
+            ident = threading.get_ident()
+            self._of_thread[ident] = work
+            try:
+                return func(*args)
+            finally:
+                self._of_thread.pop(ident, None)
+
+        return known
 
     async def _while_away(self, work: Work | None, func: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Await in the event loop what a thread waits for."""
