@@ -164,6 +164,8 @@ class ThreadSteps(OwnThread, AwaitedSteps):
                 self._dismiss()
                 if isinstance(error, AttemptTimeout):
                     error = await self.timed_out(error)
+                elif isinstance(error, StopIteration) and cancellation is not None:
+                    error = cancellation  # which asyncio's own would not be heard of again
                 error = self.left(error, thrown)
                 raise StopAsyncIteration if isinstance(error, StopIteration) else error
             if cancellation is not None:

@@ -484,7 +484,7 @@ async def _follow(events: Subscription) -> None:
         await checkpoint()
 
 
-async def program() -> None:
+async def program_of_which_something_fails() -> None:
     """Several of these at once."""
     async with session() as s:
         s.watch(_follow)
@@ -514,7 +514,8 @@ OPERATIONS = [
     gather_under_a_limit, race, stream_of_results, stream_of_results_in_order, stream_of_results_that_is_left_early,
     stream_of_results_that_fails, map_in_a_thread, enter_and_leave, enter_and_leave_inside, background_calls,
     background_call_that_fails, background_call_that_is_cancelled, body_that_fails, session_that_is_cancelled, service,
-    bind, with_session_in_a_thread, subscription, subscription_to_a_part, watcher, program,
+    bind, with_session_in_a_thread, subscription, subscription_to_a_part, watcher,
+    program_of_which_something_fails,
 ]  # fmt: skip
 
 

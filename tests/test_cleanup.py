@@ -1,7 +1,9 @@
 """What is undone where something goes wrong in the middle, so that nobody is misled afterwards."""
 
+import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -9,7 +11,8 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, current_session, current_task, session, task
+from daglite import Limit, current_session, current_task, gather_tasks, session, task
+from daglite._eventloop import Loop
 from daglite.exceptions import SessionError, TaskError
 from daglite.plugins import hook_impl
 from daglite.testing import VirtualClock
@@ -81,6 +84,83 @@ async def test_what_ends_a_program_comes_out_of_a_bind_that_closes_streams() -> 
                 async for _ in fatal():
                     break
         assert not s._bindings
+
+
+async def test_a_pumped_stream_that_is_entered_after_its_first_step_has_one_task() -> None:
+    async with session():
+        before = set(anyio.get_running_tasks())
+        stream = rows.with_options(pump=True)()
+        assert await anext(stream) == 0
+        async with stream:
+            assert len(set(anyio.get_running_tasks()) - before) == 1
+            assert [item async for item in stream] == [1]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_second_cancellation_by_asyncio_does_not_wait_for_a_close() -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    @task(pump=True)
+    async def slow() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            with anyio.CancelScope(shield=True):
+                entered.set()
+                await go_on.wait()
+
+    async def consume() -> None:
+        async with slow() as items:
+            await anext(items)
+
+    consumer = asyncio.get_running_loop().create_task(consume())
+    await entered.wait()
+    for _ in range(2):
+        consumer.cancel()
+        for _ in range(5):
+            await checkpoint()
+    assert consumer.cancelled()
+    go_on.set()
+    for _ in range(5):
+        await checkpoint()
+
+
+async def test_a_thread_has_its_place_again_after_what_it_awaited_has_failed() -> None:
+    now, most = 0, 0
+
+    @task
+    async def fail() -> None:
+        raise ValueError
+
+    @task
+    def work(number: int) -> None:
+        nonlocal now, most
+        with pytest.raises(TaskError):
+            fail.from_thread()
+        now += 1
+        most = max(now, most)
+        time.sleep(0.005)  # in which others would run, if they could
+        now -= 1
+
+    async with session(max_threads=1):
+        await gather_tasks(work, range(5))
+    assert most == 1
+
+
+async def test_a_thread_whose_event_loop_has_ended_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    @task
+    async def soon() -> None:
+        await checkpoint()
+
+    @task
+    def back() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "wait", lambda loop, event: False)
+            soon.from_thread()
+
+    async with session():
+        with pytest.raises(TaskError, match="its event loop has ended in the meantime"):
+            await back.to_thread()
 
 
 class States:
