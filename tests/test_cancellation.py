@@ -21,6 +21,7 @@ on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 LONG = 30.0  # seconds that no test waits for
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_timeout_ends_an_attempt() -> None:
     ended = False
 
@@ -42,6 +43,7 @@ async def test_a_timeout_ends_an_attempt() -> None:
     assert error.root_cause is error
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_timed_out_attempt_is_retried_like_any_failure() -> None:
     attempts = 0
 
@@ -96,6 +98,7 @@ async def test_the_functions_own_timeout_error_is_an_ordinary_failure() -> None:
     assert type(caught.value) is TaskError
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("seconds", [0.02, 0.01])
 async def test_an_outer_deadline_that_is_not_later_is_the_outers(seconds: float) -> None:
     attempts = 0

@@ -137,6 +137,7 @@ async def test_outside_of_sessions_it_has_to_be_async_with() -> None:
         await task(item_timeout=LONG)(Source().items)(1).__anext__()
 
 
+@pytest.mark.usefixtures("virtual_clock")
 @pytest.mark.parametrize("seconds", [0.02, LONG])
 async def test_an_outer_deadline_that_is_not_later_is_the_outers(seconds: float) -> None:
     source, recorder = Source(), Recorder()
@@ -186,6 +187,7 @@ async def test_a_generator_that_swallows_its_cancellation_gives_one_item_more(ca
     assert len(caplog.records) == 2
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_generator_that_makes_another_error_of_it_fails_with_that() -> None:
     @task(item_timeout=0.02)
     async def translating() -> AsyncIterator[int]:
@@ -218,6 +220,7 @@ async def test_one_that_ends_when_it_is_cancelled_has_ended() -> None:
             assert [item async for item in items] == [1]
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_fan_outs_collect_within_it() -> None:
     rows = task(item_timeout=0.02)(Source().items)
     with pytest.raises(BaseExceptionGroup) as caught:
