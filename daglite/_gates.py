@@ -176,7 +176,7 @@ class Pace(Gate):
         super().__init__(name)
         self._interval = interval
         self._ahead = (burst - 1) * interval  # how much of what is to come may be used up
-        # Until when the time is used up, by the clock of this process: the theoretical arrival time of the generic cell rate algorithm.
+        # Until when the time is used up: the theoretical arrival time of the generic cell rate algorithm.
         self._used = -math.inf
 
     def enter(self) -> bool:

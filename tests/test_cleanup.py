@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from daglite import Limit, current_session, current_task, gather_tasks, session, task
@@ -62,9 +63,10 @@ async def test_a_bind_that_is_refused_is_not_waited_for(
         while not s._home.leaving:
             await checkpoint()
         with pytest.raises(SessionError, match="after it has begun to end"):
-            await s.bind().__aenter__()
+            await bind.__aenter__()
 
     async with session() as s:
+        bind = s.bind()
         s.start_soon(late)
     assert virtual_clock.time() == 0
     assert caplog.records == []
@@ -149,18 +151,97 @@ async def test_a_thread_has_its_place_again_after_what_it_awaited_has_failed() -
 
 async def test_a_thread_whose_event_loop_has_ended_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     @task
-    async def soon() -> None:
-        await checkpoint()
+    async def wait() -> None:
+        await ended.wait()
 
     @task
     def back() -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(Loop, "wait", lambda loop, event: False)
-            soon.from_thread()
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(Loop, "wait", lambda loop, event: False)
+                wait.from_thread()
+        finally:
+            anyio.from_thread.run_sync(ended.set)
 
+    ended = anyio.Event()
     async with session():
         with pytest.raises(TaskError, match="its event loop has ended in the meantime"):
             await back.to_thread()
+
+
+async def test_what_ends_a_program_comes_out_of_a_thread_that_closes_streams() -> None:
+    @task
+    async def fatal() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            raise Interrupt
+
+    def bound() -> None:
+        with s.bind():
+            stream = fatal.from_thread()
+            next(stream)
+
+    async with session() as s:
+        with pytest.raises(Interrupt):
+            await to_thread.run_sync(bound)
+        assert not s._bindings
+
+    kept: list[Any] = []
+
+    @task
+    def opens() -> None:
+        kept.append(fatal.from_thread())
+        next(kept[0])
+
+    with pytest.raises(Interrupt):
+        await opens.to_thread()
+
+
+async def test_what_a_thread_has_opened_is_closed_also_where_it_fails() -> None:
+    closed: list[int] = []
+
+    @task
+    async def open_one() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            closed.append(1)
+
+    @task
+    def fail() -> None:
+        kept.append(open_one.from_thread())
+        next(kept[0])
+        raise ValueError
+
+    kept: list[Any] = []
+    with pytest.raises(TaskError, match="ValueError"):
+        await fail.to_thread()
+    assert closed == [1]
+
+
+async def test_a_subscription_of_a_thread_ends_with_its_session_and_keeps_nothing() -> None:
+    @task
+    def read_all() -> int:
+        with s.events() as events:
+            anyio.from_thread.run_sync(subscribed.set)
+            return len(list(events))
+
+    @task
+    def read_none() -> list[Any]:
+        with s.events() as events:
+            plain()
+        return list(events)
+
+    @task
+    def plain() -> None: ...
+
+    async with session() as s:
+        assert await read_none.to_thread() == []
+        subscribed = anyio.Event()
+        handle = s.start_soon(read_all)
+        await subscribed.wait()
+    assert await handle >= 0
 
 
 class States:
