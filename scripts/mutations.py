@@ -215,7 +215,9 @@ class Suite:
         found, seconds = self._lines_of(module), self._seconds()
         tests = {context for line in lines for context in found.get(line, ()) if "::" in context}
         # What none comes by is a matter of interrupts, which programs of their own have.
-        return sorted(tests, key=lambda test: (seconds.get(test, 0.0), test))[:MOST] or ["tests/test_interrupts.py"]
+        chosen = sorted(tests, key=lambda test: (seconds.get(test, 0.0), test))
+        slow = [test for test in chosen[MOST:] if "test_fault_sweep" in test]  # which look into every corner
+        return chosen[:MOST] + slow or ["tests/test_interrupts.py"]
 
     @cache  # noqa: B019 -- there is one suite
     def _lines_of(self, module: str) -> dict[int, list[str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, current_session, current_task, gather_tasks, session, task
+from daglite import Limit, current_session, current_task, gather_tasks, remaining, session, task
 from daglite._eventloop import Loop
-from daglite.exceptions import SessionError, TaskError
+from daglite._threads import threads_of_loop
+from daglite.events import TaskCancelled, TaskSucceeded
+from daglite.exceptions import CallCancelledError, SessionError, TaskError, TaskTimeoutError
 from daglite.plugins import hook_impl
-from daglite.testing import VirtualClock
+from daglite.testing import EventRecorder, VirtualClock
 
 
 class Interrupt(BaseException):
@@ -242,6 +245,145 @@ async def test_a_subscription_of_a_thread_ends_with_its_session_and_keeps_nothin
         handle = s.start_soon(read_all)
         await subscribed.wait()
     assert await handle >= 0
+
+
+async def test_a_stream_that_a_thread_has_opened_in_a_session_is_the_sessions() -> None:
+    closed: list[int] = []
+    kept: list[Any] = []
+
+    @task
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(1)
+
+    @task
+    def open_one() -> None:
+        kept.append(numbers.from_thread())
+        next(kept[0])
+
+    async with session():
+        await open_one.to_thread()
+        assert closed == []
+        assert await task(next).to_thread(kept[0]) == 2
+    assert closed == [1]
+
+
+async def test_after_a_failure_no_other_call_begins() -> None:
+    ran: list[int] = []
+
+    @task
+    def work(number: int) -> None:
+        ran.append(number)
+        if number == 3:
+            raise ValueError
+
+    with pytest.raises(TaskError):
+        await gather_tasks(work, range(10), backend="inline")
+    assert ran[-1] == 3
+
+
+async def test_a_background_call_that_has_not_begun_is_cancelled_by_its_id() -> None:
+    ran: list[int] = []
+
+    @task
+    async def work() -> None:
+        ran.append(1)
+
+    async with session() as s:
+        handle = s.start_soon(work)
+        s.cancel(under=handle.id)
+        with pytest.raises(CallCancelledError):
+            await handle
+    assert ran == []
+
+
+async def test_a_call_that_has_ended_in_a_thread_ends_once_also_where_that_is_abandoned(
+    recorded_events: EventRecorder,
+) -> None:
+    begun, gate = anyio.Event(), threading.Event()
+
+    @task
+    def inner() -> None: ...
+
+    @task(timeout=60)
+    def outer() -> None:
+        inner()
+        anyio.from_thread.run_sync(begun.set)
+        gate.wait(20)
+
+    async with session():
+        async with anyio.create_task_group() as group:
+            group.start_soon(outer.to_thread)
+            await begun.wait()
+            group.cancel_scope.cancel()
+        gate.set()
+    ends = [event for event in recorded_events.of(TaskSucceeded, TaskCancelled) if event.metadata.name == "inner"]
+    assert [type(event) for event in ends] == [TaskSucceeded]
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_a_thread_that_is_abandoned_on_its_way_back_has_no_place_any_more() -> None:
+    @task
+    async def slow() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(1)
+
+    @task(timeout=60)
+    def back() -> None:
+        slow.from_thread()
+
+    @task
+    def quick() -> int:
+        return 1
+
+    async with session(max_threads=1) as s:
+        with pytest.raises(TaskTimeoutError):
+            await back.to_thread()
+        while s._threads.stuck:
+            await checkpoint()
+        with anyio.fail_after(600):
+            assert await quick.to_thread() == 1
+
+
+async def test_nothing_is_left_to_a_thread_whose_caller_is_cancelled() -> None:
+    begun = anyio.Event()
+
+    @task
+    def ask() -> None:
+        anyio.from_thread.run_sync(begun.set)
+        began = time.monotonic()
+        while remaining():
+            assert time.monotonic() - began < 20
+            time.sleep(0.001)
+
+    async with session(), anyio.create_task_group() as group:
+        group.start_soon(ask.to_thread)
+        await begun.wait()
+        group.cancel_scope.cancel()
+
+
+async def test_calls_outside_of_sessions_share_the_threads_of_their_event_loop() -> None:
+    assert threads_of_loop() is threads_of_loop()
+
+
+def test_a_stream_in_a_thread_of_its_own_that_fails_to_close_says_so() -> None:
+    @task(item_timeout=30)
+    def broken() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise ValueError
+
+    stream = broken()
+    assert next(stream) == 1
+    with pytest.raises(TaskError, match="ValueError"):
+        stream.close()
 
 
 class States:
