@@ -170,7 +170,7 @@ class Stay(Trip):
     def _checked_binding(self) -> Binding[Any]:
         """That of this thread, or an error before anything is undone."""
         own = self._binding
-        if own is None or own.ended:
+        if own is None or own.ended or self.has_ended:
             raise SessionError(f"{self._what} was left, and is not entered, or was left before")
         if not own.is_here():
             self._session.cancel()  # what it owns is not to go on without it
@@ -229,8 +229,7 @@ class Stay(Trip):
                 logger().error("the event loop of %s failed to end", self._what, exc_info=exc)
             else:
                 self._error = exc
-        finally:
-            self._finish()
+        self._finish()
 
     def _finish(self) -> None:
         super()._finish()

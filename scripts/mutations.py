@@ -17,12 +17,14 @@ import copy
 import itertools
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +54,14 @@ UNDOING = {
     "set",
 }
 MOST = 400  # tests that are run for a change, at most: those that come by there and are the quickest
+# What happens in other processes, of which nobody hears by which lines they come: interrupted programs, and forks.
+ELSEWHERE = (
+    "tests/test_interrupts.py",
+    "tests/test_foreign.py::test_a_fork_is_not_in_the_session",
+    "tests/test_limits.py::test_a_forked_child_has_all_tokens",
+    "tests/test_limits.py::test_a_forked_child_waits_for_nobody_of_its_parent",
+    "tests/test_sync_sessions.py::test_a_fork_is_not_in_it_and_opens_its_own",
+)
 PATIENCE = 120  # seconds for them; what takes longer hangs, which is noticed
 
 
@@ -203,21 +213,17 @@ class Suite:
         (path / "contexts.py").write_text(CONTEXTS, encoding="utf-8")
         command = ["-m", "coverage", "run", "--rcfile=contexts.ini", f"--data-file={self._work / 'lines'}"]
         done = self._run(path, [*command, "-m", "pytest", "-q", "-p", "contexts", "--timeout=120"], 1800)
-        if done is None or done.returncode not in (
-            0,
-            1,
-        ):  # 1: a few are about memory, or deep stacks, which this changes
-            sys.exit(f"the tests do not run as it is:\n{'' if done is None else done.stdout[-3000:]}")
+        if done is None or done[0] not in (0, 1):  # 1: a few are about memory, or deep stacks, which this changes
+            sys.exit(f"the tests do not run as it is:\n{'' if done is None else done[1][-3000:]}")
         self._copies.put(path)
 
     def tests_of(self, module: str, lines: range) -> list[str]:
         """The tests that come by one of the lines, the quickest first."""
         found, seconds = self._lines_of(module), self._seconds()
         tests = {context for line in lines for context in found.get(line, ()) if "::" in context}
-        # What none comes by is a matter of interrupts, which programs of their own have.
         chosen = sorted(tests, key=lambda test: (seconds.get(test, 0.0), test))
         slow = [test for test in chosen[MOST:] if "test_fault_sweep" in test]  # which look into every corner
-        return chosen[:MOST] + slow or ["tests/test_interrupts.py"]
+        return [*chosen[:MOST], *slow, *ELSEWHERE]
 
     @cache  # noqa: B019 -- there is one suite
     def _lines_of(self, module: str) -> dict[int, list[str]]:
@@ -242,7 +248,7 @@ class Suite:
             command = ["-m", "pytest", "-qx", "--tb=no", "--no-header", "-p", "no:cacheprovider"]
             command += ["--timeout=10", "--timeout-method=thread"]  # which ends the process: others would hang as well
             done = self._run(path, [*command, "@chosen.txt"], PATIENCE)
-            return done is None or done.returncode != 0
+            return done is None or done[0] != 0
         finally:
             self._write(file, kept)
             self._copies.put(path)
@@ -253,23 +259,30 @@ class Suite:
         number = next(self._numbers)
         os.utime(file, (number, number))
 
-    def _run(self, path: Path, arguments: list[str], patience: float) -> subprocess.CompletedProcess[str] | None:
+    def _run(self, path: Path, arguments: list[str], patience: float) -> tuple[int, str] | None:
+        """The exit code and what was said, or `None` if it took too long."""
         environment = {**os.environ, "PYTHONPATH": str(path), "DAGLITE_SECONDS": str(self._work / "seconds.db")}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        try:
-            return subprocess.run(
+        with tempfile.TemporaryFile("w+") as said:  # a pipe would stay open for as long as a forked process has it
+            process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=path,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=said,
                 stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-                timeout=patience,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            return None
+            try:
+                code = process.wait(patience)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # it, and what it has left
+                process.wait()
+            said.seek(0)
+            return code, said.read()
 
 
 # A plugin of pytest's that tells coverage which test runs, and notes how long each takes.
@@ -336,12 +349,8 @@ def main() -> int:
                     shutil.copy(Path(folder) / name, kept)
 
         chosen = [suite.tests_of(each.module, each.lines) for each in mutations]
-
-        def is_noticed(mutation: Mutation, tests: list[str]) -> bool:
-            return bool(tests) and suite.notices(mutation, tests)
-
         with ThreadPoolExecutor(given.jobs) as pool:
-            noticed_or_not = pool.map(is_noticed, mutations, chosen)
+            noticed_or_not = pool.map(suite.notices, mutations, chosen)
             for mutation, tests, noticed in zip(mutations, chosen, noticed_or_not, strict=True):
                 reason = excused.get(mutation.name)
                 if noticed is (reason is not None):

@@ -2,10 +2,13 @@
 
 import asyncio
 import gc
+import itertools
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextvars import Context, copy_context
 from typing import Any
 
 import anyio
@@ -13,7 +16,9 @@ import pytest
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, current_session, current_task, gather_tasks, remaining, session, task
+from daglite import Limit, _trips, current_session, current_task, gather_tasks, remaining, session, stream_tasks, task
+from daglite._bindings import Binding
+from daglite._books import Books
 from daglite._eventloop import Loop
 from daglite._threads import threads_of_loop
 from daglite.events import TaskCancelled, TaskSucceeded
@@ -21,15 +26,30 @@ from daglite.exceptions import CallCancelledError, SessionError, TaskError, Task
 from daglite.plugins import hook_impl
 from daglite.testing import EventRecorder, VirtualClock
 
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
 
 class Interrupt(BaseException):
     """What ends a program."""
 
 
 @task
+async def noop(*_: Any) -> None: ...
+
+
+@task
 async def rows(to: int = 2) -> AsyncIterator[int]:
     for number in range(to):
         yield number
+
+
+@task
+async def fatal() -> AsyncIterator[int]:
+    try:
+        yield 1
+    finally:
+        raise Interrupt
 
 
 async def test_a_call_that_is_refused_is_not_current_afterwards() -> None:
@@ -76,13 +96,6 @@ async def test_a_bind_that_is_refused_is_not_waited_for(
 
 
 async def test_what_ends_a_program_comes_out_of_a_bind_that_closes_streams() -> None:
-    @task
-    async def fatal() -> AsyncIterator[int]:
-        try:
-            yield 1
-        finally:
-            raise Interrupt
-
     async with session() as s:
         with pytest.raises(Interrupt):
             async with s.bind():
@@ -173,13 +186,6 @@ async def test_a_thread_whose_event_loop_has_ended_is_told_so(monkeypatch: pytes
 
 
 async def test_what_ends_a_program_comes_out_of_a_thread_that_closes_streams() -> None:
-    @task
-    async def fatal() -> AsyncIterator[int]:
-        try:
-            yield 1
-        finally:
-            raise Interrupt
-
     def bound() -> None:
         with s.bind():
             stream = fatal.from_thread()
@@ -423,10 +429,19 @@ async def test_a_call_that_is_cancelled_does_not_wait_any_more(in_thread: bool) 
     assert "waiting for a limit" not in plugin.states
 
 
-def test_an_interrupt_in_a_wait_for_a_limit_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_stream", [False, True])
+def test_an_interrupt_in_a_wait_for_a_limit_comes_out(monkeypatch: pytest.MonkeyPatch, in_stream: bool) -> None:
     limit = Limit("held", 1)
     ran: list[int] = []
-    append = task(limit=limit)(ran.append)
+
+    @task(limit=limit)
+    def append() -> None:
+        ran.append(1)
+
+    @task(limit=limit, item_timeout=30)
+    def stream() -> Iterator[None]:
+        ran.append(1)
+        yield
 
     def interrupt(waiter: Any) -> float:
         raise Interrupt
@@ -434,7 +449,7 @@ def test_an_interrupt_in_a_wait_for_a_limit_comes_out(monkeypatch: pytest.Monkey
     limit._tokens.enter()
     monkeypatch.setattr(limit._tokens, "delay", interrupt)
     with pytest.raises(Interrupt):
-        append(1)
+        next(stream()) if in_stream else append()
     assert (ran, limit.tasks_waiting) == ([], 0)
     limit._tokens.give_back()
     assert limit.available_tokens == 1
@@ -466,3 +481,152 @@ def test_what_has_failed_in_place_is_not_left_in_cycles() -> None:
         assert len(gc.get_objects()) - before < 40
     finally:
         gc.enable()
+
+
+async def test_what_a_hook_has_started_is_told_that_the_session_has_ended() -> None:
+    class Starts:
+        context: Context
+
+        @hook_impl
+        def before_node_execute(self) -> None:
+            self.context = copy_context()
+
+    async def late() -> None:
+        with pytest.raises(SessionError, match="which has ended"):
+            await noop()
+
+    plugin = Starts()
+    async with session(plugins=[plugin]):
+        await noop()
+    async with anyio.create_task_group() as group:
+        plugin.context.run(group.start_soon, late)
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_a_source_that_was_cancelled_by_itself_is_cancelled_with_its_fan_out() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        with anyio.move_on_after(1):
+            yield 0
+            yield 1
+        for number in range(2, 20):
+            taken.append(number)
+            yield number
+
+    @task
+    async def work(number: int) -> None:
+        await anyio.sleep(2)
+        if number == 3:
+            scope.cancel()
+
+    taken: list[int] = []
+    with anyio.CancelScope() as scope:
+        await gather_tasks(work, numbers(), limit=1)
+    assert scope.cancelled_caught
+    assert taken == [2, 3]
+
+
+async def test_what_a_source_fails_with_when_a_fan_out_is_left_early_is_told() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        async with anyio.create_task_group():
+            try:
+                for number in itertools.count():
+                    yield number
+            finally:
+                raise ValueError("at its end")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with stream_tasks(noop, numbers()) as results:
+            async for _ in results:
+                break
+    (error,) = caught.value.exceptions
+    assert repr(error) == "ValueError('at its end')"
+
+
+async def test_a_stream_in_a_thread_that_is_entered_after_its_first_step_has_one_thread() -> None:
+    @task
+    def numbers() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("stream")]
+
+    stream = numbers.to_thread()
+    assert await anext(stream) == 1
+    async with stream:
+        assert len(threads()) == 1
+        assert [item async for item in stream] == [2]
+
+
+async def test_a_stream_with_a_deadline_in_a_thread_is_closed_also_when_that_is_cancelled() -> None:
+    closed: list[int] = []
+
+    @task(item_timeout=30)
+    def numbers() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            time.sleep(0.02)  # in which it would be given up, if it were not shielded
+            closed.append(1)
+
+    async with session():
+        with anyio.CancelScope() as scope:
+            stream = numbers.to_thread()
+            await anext(stream)
+            scope.cancel()
+            await stream.aclose()
+        assert closed == [1]
+
+
+async def test_a_session_keeps_nothing_of_those_that_have_ended_inside_of_it() -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, Books) for each in gc.get_objects())
+
+    before = kept()
+    async with session() as s:
+        for _ in range(5):
+            async with session():
+                await noop()
+        assert kept() - before == 1
+        assert s.stats().succeeded == 5
+
+
+def test_an_interrupt_while_a_sync_session_is_entered_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(binding: Binding[Any]) -> None:
+        raise Interrupt
+
+    s: Any = session()
+    with monkeypatch.context() as patch:
+        patch.setattr(Binding, "__enter__", interrupt)
+        with pytest.raises(Interrupt):
+            s.__enter__()
+    with pytest.raises(SessionError, match="was left before"):
+        s.__exit__(None, None, None)
+
+
+async def test_a_sync_session_that_was_refused_has_not_to_be_left() -> None:
+    s: Any = session()
+    with pytest.raises(SessionError, match="use `async with`"):
+        s.__enter__()
+    with pytest.raises(SessionError, match="is not entered"):
+        s.__exit__(None, None, None)
+
+
+def test_what_ends_a_program_comes_out_of_a_sync_session_that_closes_streams() -> None:
+    with pytest.raises(Interrupt), session():
+        stream = fatal.from_thread()
+        next(stream)
+
+
+async def test_what_the_way_to_the_event_loop_fails_with_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(func: Any) -> None:
+        raise LookupError("gone")
+
+    def back() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(_trips, "way_back", lambda: gone)
+            noop.from_thread()
+
+    with pytest.raises(LookupError, match="gone"):
+        await to_thread.run_sync(back)

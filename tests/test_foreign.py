@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -242,6 +243,7 @@ def in_fork(work: Callable[[], Any]) -> str:
     receive, send = os.pipe()
     pid = os.fork()
     if not pid:
+        signal.alarm(30)  # else who waits for its answer would wait for ever
         try:
             os.write(send, str(work()).encode())
         except BaseException as exc:

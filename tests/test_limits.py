@@ -4,7 +4,9 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -790,6 +792,45 @@ def test_a_forked_child_has_all_tokens() -> None:
 
     assert fork() == 1
     assert database.available_tokens == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_waits_for_nobody_of_its_parent() -> None:
+    database = Limit("database", 1)
+
+    @task(limit=database)
+    def quick() -> None: ...
+
+    @task(limit=database)
+    def rows() -> Iterator[int]:
+        yield 1
+
+    def in_child() -> None:
+        for _ in range(2):  # the token goes to nobody who waited for it in the parent
+            quick()
+        database._tokens.enter()
+        with pytest.raises(TaskTimeoutError):  # and no stream has it
+            quick.with_options(total_timeout=0.01)()
+
+    stream = rows()
+    next(stream)
+    waiting = threading.Thread(target=quick)
+    waiting.start()
+    while not database.tasks_waiting:
+        time.sleep(0.001)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            in_child()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    stream.close()
+    waiting.join()
+    assert status == 0
 
 
 async def test_what_is_dropped_half_way_gives_its_token_back() -> None:
