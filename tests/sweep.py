@@ -140,13 +140,7 @@ class Balance:
     def after_node_execute(self, metadata: TaskMetadata) -> None:
         self.ended[metadata.id] += 1
 
-    @hook_impl
-    def on_node_error(self, metadata: TaskMetadata) -> None:
-        self.ended[metadata.id] += 1
-
-    @hook_impl
-    def on_node_cancelled(self, metadata: TaskMetadata) -> None:
-        self.ended[metadata.id] += 1
+    on_node_error = on_node_cancelled = after_node_execute
 
     @hook_impl
     @contextmanager
@@ -169,9 +163,9 @@ class Watch:
         plugins: Others that its session has.
     """
 
-    def __init__(self, limit: Limit, rate: Rate, *plugins: Any) -> None:
-        self.limit = limit
-        self.rate = rate
+    def __init__(self, limit: Limit | None = None, rate: Rate | None = None, *plugins: Any) -> None:
+        self.limit = limit or Limit("unused", 1)
+        self.rate = rate or Rate(1)
         self.recorder = EventRecorder()
         self.balance = Balance()
         self._plugins = plugins
@@ -209,18 +203,7 @@ class Watch:
         assert self.limit._tokens.streams == {}
         assert self.rate.tasks_waiting == 0
         assert not OPEN
-        started = Counter(event.metadata.id for event in self.recorder.of(TaskStarted))
-        ended = Counter(
-            event.metadata.id
-            for event in self.recorder
-            if isinstance(event, (TaskSucceeded, TaskFailed, TaskCancelled))
-        )
-        assert started == ended
-        assert set(started.values()) <= {1}
-        assert len(self.recorder.of(SessionStarted)) == len(self.recorder.of(SessionEnded))
-        ids = set(started)
-        for event in self.recorder:
-            assert not isinstance(event, TaskEvent) or event.metadata.id in ids
+        assert_each_has_one_end(self.recorder)
 
     def assert_ends_are_told(self, s: Session) -> None:
         started = Counter(event.metadata.id for event in self.recorder.of(TaskStarted))
@@ -231,6 +214,16 @@ class Watch:
         assert (stats.running, stats.started) == (0, len(started))
         assert stats.failed == len(self.recorder.of(TaskFailed))
         assert stats.cancelled == len(self.recorder.of(TaskCancelled))
+
+
+def assert_each_has_one_end(recorder: EventRecorder) -> None:
+    """Every call and session that has begun has ended, once, and nothing is told of any other."""
+    started = Counter(event.metadata.id for event in recorder.of(TaskStarted))
+    ended = Counter(event.metadata.id for event in recorder.of(TaskSucceeded, TaskFailed, TaskCancelled))
+    assert started == ended
+    assert set(started.values()) <= {1}
+    assert {event.metadata.id for event in recorder if isinstance(event, TaskEvent)} == set(started)
+    assert len(recorder.of(SessionStarted)) == len(recorder.of(SessionEnded))
 
 
 async def assert_scopes_are_whole(tasks: set[anyio.TaskInfo]) -> None:

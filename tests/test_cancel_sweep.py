@@ -537,29 +537,19 @@ async def sweep_through(operation: sweep.Scenario, cancelled: sweep.Cancelled, w
 
 @pytest.mark.parametrize("where", ["session", "outside"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-async def test_it_ends_at_whatever_checkpoint_it_is_cancelled(
-    operation: sweep.Scenario, where: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("anyio_backend", "cancelled"),
+    [
+        ("asyncio", sweep.by_scope),
+        ("trio", sweep.by_scope),
+        ("asyncio", sweep.from_outside),
+        ("trio", sweep.from_outside),
+        ("asyncio", sweep.natively),
+    ],
+)
+async def test_it_ends_whenever_it_is_cancelled(
+    cancelled: sweep.Cancelled, operation: sweep.Scenario, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    await sweep_through(operation, sweep.by_scope, where)
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-async def test_it_ends_at_whatever_moment_it_is_cancelled_from_outside(
-    operation: sweep.Scenario, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    await sweep_through(operation, sweep.from_outside, "session")
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("where", ["session", "outside"])
-@pytest.mark.parametrize("operation", OPERATIONS)
-async def test_it_ends_at_whatever_checkpoint_asyncio_cancels_it(
-    operation: sweep.Scenario, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    await sweep_through(operation, sweep.natively, where)
+    await sweep_through(operation, cancelled, where)
     assert caplog.records == []

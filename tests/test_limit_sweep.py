@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from daglite import Limit, Rate, gather_tasks, race_tasks, session, stream_tasks, task
 from daglite.exceptions import TaskError
+from tests import sweep
 
 
 class Inside:
@@ -77,20 +79,8 @@ async def test_no_token_is_lost_wherever_a_call_is_cancelled() -> None:
     cancelled = 0
     for steps in range(100):
         limit, rate = Limit("sweep", 2), Rate(1_000_000)
-
-        async def cancel(scope: anyio.CancelScope, steps: int = steps) -> None:
-            for _ in range(steps):
-                await checkpoint()
-            scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            with anyio.CancelScope() as scope:
-                group.start_soon(cancel, scope)
-                await scenario(limit, rate)
-            group.cancel_scope.cancel()
-        cancelled += scope.cancelled_caught
-        assert (limit.available_tokens, limit.tasks_waiting, rate.tasks_waiting) == (2, 0, 0), steps
-        assert limit._tokens.streams == {}
+        watch = sweep.Watch(limit, rate)
+        cancelled += await watch.outside(partial(sweep.from_outside, steps, partial(scenario, limit, rate)))
     assert cancelled > 20
 
 

@@ -32,9 +32,9 @@ from daglite import (
     task,
 )
 from daglite._context import OPEN
-from daglite.events import TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
 from daglite.exceptions import TaskError, TaskGroupError
 from daglite.testing import EventRecorder, VirtualClock
+from tests import sweep
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -111,12 +111,7 @@ def run(backend: str, scenario: Any) -> Any:
         with VirtualClock() as clock, EventRecorder() as recorder:
             async with session():
                 result = await scenario(clock)
-            started = Counter(each.metadata.id for each in recorder.of(TaskStarted))
-            ended = Counter(
-                each.metadata.id for each in recorder if isinstance(each, (TaskSucceeded, TaskFailed, TaskCancelled))
-            )
-            assert started == ended
-            assert set(started.values()) <= {1}
+            sweep.assert_each_has_one_end(recorder)
             assert not OPEN
             return result
 

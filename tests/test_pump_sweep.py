@@ -3,22 +3,20 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from functools import partial
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import current_task, session, task
-from daglite.events import TaskCancelled, TaskFailed, TaskStarted, TaskSucceeded
-from tests.test_events import Recorder
+from daglite import session, task
+from daglite.events import TaskFailed
+from tests import sweep
 
 variable: ContextVar[str] = ContextVar("variable", default="unset")
-
-MOST = 400  # points at which a scenario is cancelled, at most; it ends by itself long before
 
 
 class Lives:
@@ -194,32 +192,9 @@ async def in_time() -> None:
 SCENARIOS = [in_time, whole, early, failing, sent_and_thrown, from_other_tasks, as_context_manager, left_to_the_session]
 
 
-Scenario: TypeAlias = Callable[[], Awaitable[None]]
-
-
-async def cancelled_by_scope(steps: int, scenario: Scenario) -> bool:
-    """Run a scenario, and cancel it after so many steps of the event loop; whether that has reached it."""
-
-    async def cancel() -> None:
-        for _ in range(steps):
-            await checkpoint()
-        scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(cancel)
-        with anyio.CancelScope() as scope:
-            await scenario()
-        group.cancel_scope.cancel()
-    return scope.cancelled_caught
-
-
-async def cancelled_natively(steps: int, scenario: Scenario) -> bool:
-    """The same by asyncio's own `Task.cancel`."""
-
-    async def run() -> None:
-        await scenario()
-
-    running = asyncio.get_running_loop().create_task(run())
+async def natively_from_outside(steps: int, scenario: sweep.Scenario) -> bool:
+    """Cancel it by asyncio's own `Task.cancel`, after so many steps of the event loop."""
+    running = asyncio.get_running_loop().create_task(scenario())
     for _ in range(steps):
         await asyncio.sleep(0)
     running.cancel()
@@ -230,58 +205,32 @@ async def cancelled_natively(steps: int, scenario: Scenario) -> bool:
     return False
 
 
-async def sweep(scenario: Scenario, cancelled: Callable[[int, Scenario], Awaitable[bool]], where: str) -> None:
-    """Run a scenario again and again, cancelled one step later each time, until it ends before."""
-    for steps in range(MOST):
-        counted, recorder = Lives(), Recorder() if where == "session" else None
+@pytest.mark.parametrize("where", ["outside", "session"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("anyio_backend", "cancelled"),
+    [("asyncio", sweep.from_outside), ("trio", sweep.from_outside), ("asyncio", natively_from_outside)],
+)
+async def test_every_generator_that_has_begun_ends(
+    cancelled: sweep.Cancelled, scenario: sweep.Scenario, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = sweep.running_tasks()
+    for steps in range(sweep.MOST):
+        counted, watch = Lives(), sweep.Watch()
         token = lives.set(counted)
-        if recorder is None:
-            was_cancelled = await cancelled(steps, scenario)
-        else:
-            async with session() as s:
-                s.watch(recorder.watch)
-                was_cancelled = await cancelled(steps, scenario)
-            assert s.tree().calls == ()
-        lives.reset(token)
-        assert counted.begun == counted.ended, steps
-        assert variable.get() == "unset"
-        assert current_task() is None
-        with anyio.move_on_after(0) as scope:  # the task's own scopes are what they were
-            await anyio.sleep_forever()
-        assert scope.cancelled_caught
-        await checkpoint()
-        if recorder is not None:
-            assert_each_has_one_end(recorder, steps)
+        try:
+            run = watch.in_session if where == "session" else watch.outside
+            was_cancelled = await run(partial(cancelled, steps, scenario))
+            await sweep.assert_scopes_are_whole(before)
+            assert counted.begun == counted.ended
+            assert variable.get() == "unset"
+            assert not watch.recorder.of(TaskFailed)
+        except BaseException as exc:
+            raise AssertionError(f"cancelled at {steps}") from exc
+        finally:
+            lives.reset(token)
         if not was_cancelled:
             break
-    assert 5 < steps < MOST - 1
-
-
-@pytest.mark.parametrize("where", ["outside", "session"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_every_generator_that_has_begun_ends(
-    scenario: Scenario, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    await sweep(scenario, cancelled_by_scope, where)
+    assert 5 < steps < sweep.MOST - 1
     assert caplog.records == []
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("where", ["outside", "session"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_the_same_by_asyncios_own_cancellation(
-    scenario: Scenario, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    await sweep(scenario, cancelled_natively, where)
-    assert caplog.records == []
-
-
-def assert_each_has_one_end(recorder: Recorder, steps: int) -> None:
-    started: Counter[Any] = Counter(event.metadata.id for event in recorder.of(TaskStarted))
-    ended: Counter[Any] = Counter(
-        event.metadata.id for kind in (TaskSucceeded, TaskFailed, TaskCancelled) for event in recorder.of(kind)
-    )
-    assert started == ended, steps
-    assert not recorder.of(TaskFailed), steps

@@ -56,16 +56,10 @@ class ThreadsAtWork:
     def watch(self) -> None:
         """Begin to count."""
         backend = anyio._core._eventloop.get_async_backend()
-        run, run_async = backend.run_sync_in_worker_thread, backend.run_async_from_thread
+        in_thread = self._in_thread(backend.run_sync_in_worker_thread)
+        from_thread = self._from_thread(backend.run_async_from_thread)
         await_step, begin, hold = ThreadSteps._await, Trip._set_out, Trip._hold
         wait, until_none = Patience.wait, Stuck.until_none
-
-        async def run_in_thread(func: Any, *args: Any, **options: Any) -> Any:
-            with self._waiting() as work:
-                return await run(self._known(work, func), *args, **options)
-
-        def run_from_thread(func: Any, args: Any, token: Any) -> Any:
-            return run_async(partial(self._while_away, self._here(), func), args, token)
 
         async def await_in_thread(steps: Any, make: Any, limit: Any) -> Any:
             with self._waiting() as work:
@@ -86,8 +80,8 @@ class ThreadsAtWork:
         async def hold_trip(trip: Any) -> None:
             await self._while_away(trip.work, hold, trip)
 
-        self._replace(backend, "run_sync_in_worker_thread", staticmethod(run_in_thread))
-        self._replace(backend, "run_async_from_thread", staticmethod(run_from_thread))
+        self._replace(backend, "run_sync_in_worker_thread", staticmethod(in_thread))
+        self._replace(backend, "run_async_from_thread", staticmethod(from_thread))
         self._replace(ThreadSteps, "_await", await_in_thread)
         self._replace(Patience, "wait", wait_patiently)
         self._replace(Stuck, "until_none", wait_for_abandoned)
@@ -119,17 +113,25 @@ class ThreadsAtWork:
     def _watch_trio(self) -> None:
         """What programs do without anyio, which has the first function by a name of its own."""
         to_thread, from_thread = threads_of_trio()
-        run, run_async = to_thread.run_sync, from_thread.run
+        self._replace(to_thread, "run_sync", self._in_thread(to_thread.run_sync))
+        self._replace(from_thread, "run", self._from_thread(from_thread.run))
+
+    def _in_thread(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A function like this, which has a thread run something and waits for it."""
 
         async def run_in_thread(func: Any, *args: Any, **options: Any) -> Any:
             with self._waiting() as work:
                 return await run(self._known(work, func), *args, **options)
 
-        def run_from_thread(func: Any, *args: Any, **options: Any) -> Any:
-            return run_async(partial(self._while_away, self._here(), func), *args, **options)
+        return run_in_thread
 
-        self._replace(to_thread, "run_sync", run_in_thread)
-        self._replace(from_thread, "run", run_from_thread)
+    def _from_thread(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A function like this, by which a thread has the event loop await something."""
+
+        def run_from_thread(func: Any, *args: Any, **options: Any) -> Any:
+            return run(partial(self._while_away, self._here(), func), *args, **options)
+
+        return run_from_thread
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
         # As it stands there, and not as it binds; what is inherited does not.
