@@ -23,6 +23,7 @@ __all__ = [
     "give_way",
     "in_event_loop",
     "is_being_cancelled",
+    "is_waiting_task_cancelled",
     "running_loop",
     "running_task",
     "threads_of_trio",
@@ -296,3 +297,14 @@ def check_waiting_task() -> None:
         from_thread.check_cancelled()
     except RuntimeError:  # no event loop waits for this thread
         pass
+
+
+def is_waiting_task_cancelled() -> bool:
+    """Whether the task that waits for this worker thread is being cancelled."""
+    try:
+        check_waiting_task()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        return True
+    return False

@@ -12,7 +12,7 @@ from anyio import get_cancelled_exc_class
 
 from . import _clock
 from ._context import Home, Position, Root, here, reset, set_current
-from ._eventloop import check_waiting_task, in_event_loop, running_task
+from ._eventloop import check_waiting_task, in_event_loop, is_waiting_task_cancelled, running_task
 from ._running import Running
 
 if TYPE_CHECKING:
@@ -381,6 +381,8 @@ def remaining() -> float:
     slot = here().slot
     if isinstance(slot, Slot):
         left = min(left, slot.left())
+    if left > 0 and not in_event_loop() and is_waiting_task_cancelled():
+        return 0.0
     return max(left, 0.0)
 
 

@@ -207,8 +207,10 @@ async def test_what_ends_a_program_comes_out_of_a_thread_that_closes_streams() -
         await opens.to_thread()
 
 
-async def test_what_a_thread_has_opened_is_closed_also_where_it_fails() -> None:
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_what_a_thread_has_opened_is_closed_also_where_it(how: str) -> None:
     closed: list[int] = []
+    opened = anyio.Event()
 
     @task
     async def open_one() -> AsyncIterator[int]:
@@ -218,14 +220,25 @@ async def test_what_a_thread_has_opened_is_closed_also_where_it_fails() -> None:
             closed.append(1)
 
     @task
-    def fail() -> None:
+    def work() -> None:
         kept.append(open_one.from_thread())
         next(kept[0])
+        anyio.from_thread.run_sync(opened.set)
+        while how == "is cancelled":
+            check_cancelled()
+            time.sleep(0.001)
         raise ValueError
 
+    async def call() -> None:
+        with pytest.raises(TaskError, match="ValueError"):
+            await work.to_thread()
+
     kept: list[Any] = []
-    with pytest.raises(TaskError, match="ValueError"):
-        await fail.to_thread()
+    async with anyio.create_task_group() as group:
+        group.start_soon(call if how == "fails" else work.to_thread)
+        await opened.wait()
+        if how == "is cancelled":
+            group.cancel_scope.cancel()
     assert closed == [1]
 
 
@@ -251,6 +264,16 @@ async def test_a_subscription_of_a_thread_ends_with_its_session_and_keeps_nothin
         handle = s.start_soon(read_all)
         await subscribed.wait()
     assert await handle >= 0
+
+
+async def test_a_subscription_of_a_thread_ends_with_its_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_all() -> None:
+        with s.events() as events, monkeypatch.context() as patch:
+            patch.setattr(Loop, "wait", lambda loop, event: False)
+            assert list(events) == []
+
+    async with session() as s:
+        await to_thread.run_sync(read_all)
 
 
 async def test_a_stream_that_a_thread_has_opened_in_a_session_is_the_sessions() -> None:

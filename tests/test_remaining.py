@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
@@ -189,6 +190,30 @@ async def test_in_a_thread_that_nobody_waits_for_nothing_is_left(gate: Gate) -> 
     gate.opened.set()
     await anyio.to_thread.run_sync(told.wait)
     assert left == [0]
+
+
+@pytest.mark.parametrize("whose", ["the session's", "the event loop's", "somebody else's"])
+async def test_in_a_thread_whose_caller_was_cancelled_nothing_is_left(whose: str) -> None:
+    begun = anyio.Event()
+    left: list[float] = []
+
+    def ask_again() -> None:
+        left.append(remaining())
+        anyio.from_thread.run_sync(begun.set)
+        while left[-1] and len(left) < 10_000:
+            left.append(remaining())
+            time.sleep(0.001)
+
+    around = session() if whose == "the session's" else contextlib.nullcontext()
+    async with around, anyio.create_task_group() as group:
+        if whose == "somebody else's":
+            group.start_soon(anyio.to_thread.run_sync, ask_again)
+        else:
+            group.start_soon(task(ask_again).to_thread)
+        await begun.wait()
+        group.cancel_scope.cancel()
+    assert left[0] == math.inf
+    assert left[-1] == 0
 
 
 async def test_a_thread_of_somebody_else_has_none() -> None:
