@@ -16,10 +16,22 @@ import pytest
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, _trips, current_session, current_task, gather_tasks, remaining, session, stream_tasks, task
+from daglite import (
+    Limit,
+    _trips,
+    check_cancelled,
+    current_session,
+    current_task,
+    gather_tasks,
+    remaining,
+    session,
+    stream_tasks,
+    task,
+)
 from daglite._bindings import Binding
 from daglite._books import Books
 from daglite._eventloop import Loop
+from daglite._stays import Stay
 from daglite._threads import threads_of_loop
 from daglite.events import TaskCancelled, TaskSucceeded
 from daglite.exceptions import CallCancelledError, SessionError, TaskError, TaskTimeoutError
@@ -207,7 +219,13 @@ async def test_what_ends_a_program_comes_out_of_a_thread_that_closes_streams() -
         await opens.to_thread()
 
 
-@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+@pytest.mark.parametrize(
+    ("anyio_backend", "how"),
+    [
+        *(("asyncio", how) for how in ("fails", "is cancelled", "is cancelled by asyncio")),
+        *(("trio", how) for how in ("fails", "is cancelled")),
+    ],
+)
 async def test_what_a_thread_has_opened_is_closed_also_where_it(how: str) -> None:
     closed: list[int] = []
     opened = anyio.Event()
@@ -224,7 +242,7 @@ async def test_what_a_thread_has_opened_is_closed_also_where_it(how: str) -> Non
         kept.append(open_one.from_thread())
         next(kept[0])
         anyio.from_thread.run_sync(opened.set)
-        while how == "is cancelled":
+        while how != "fails":
             check_cancelled()
             time.sleep(0.001)
         raise ValueError
@@ -234,11 +252,18 @@ async def test_what_a_thread_has_opened_is_closed_also_where_it(how: str) -> Non
             await work.to_thread()
 
     kept: list[Any] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(call if how == "fails" else work.to_thread)
+    if how == "is cancelled by asyncio":
+        running = asyncio.get_running_loop().create_task(call())
         await opened.wait()
-        if how == "is cancelled":
-            group.cancel_scope.cancel()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    else:
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await opened.wait()
+            if how == "is cancelled":
+                group.cancel_scope.cancel()
     assert closed == [1]
 
 
@@ -601,6 +626,31 @@ async def test_a_stream_with_a_deadline_in_a_thread_is_closed_also_when_that_is_
         assert closed == [1]
 
 
+async def test_the_close_of_a_stream_in_a_thread_is_not_cancelled_with_its_step() -> None:
+    begun, closed = anyio.Event(), threading.Event()
+    go_on = threading.Event()
+
+    @task
+    def numbers() -> Iterator[int]:
+        try:
+            loop.run(begun.set)
+            go_on.wait(20)
+            yield 1
+        finally:
+            for _ in range(10):
+                time.sleep(0.002)
+                check_cancelled()
+            closed.set()
+
+    loop = Loop()
+    async with numbers.to_thread() as items, anyio.create_task_group() as group:
+        group.start_soon(items.__anext__)
+        await begun.wait()
+        group.cancel_scope.cancel()
+        go_on.set()
+    assert closed.is_set()
+
+
 async def test_a_session_keeps_nothing_of_those_that_have_ended_inside_of_it() -> None:
     def kept() -> int:
         gc.collect()
@@ -626,6 +676,16 @@ def test_an_interrupt_while_a_sync_session_is_entered_ends_it(monkeypatch: pytes
             s.__enter__()
     with pytest.raises(SessionError, match="was left before"):
         s.__exit__(None, None, None)
+
+
+def test_an_interrupt_while_a_sync_session_begins_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(stay: Stay, event: threading.Event) -> None:
+        monkeypatch.undo()
+        raise Interrupt
+
+    monkeypatch.setattr(Stay, "_wait_for", interrupt)
+    with pytest.raises(Interrupt), session():
+        pytest.fail("it was entered")
 
 
 async def test_a_sync_session_that_was_refused_has_not_to_be_left() -> None:
