@@ -33,6 +33,7 @@ from daglite._books import Books
 from daglite._eventloop import Loop
 from daglite._stays import Stay
 from daglite._threads import threads_of_loop
+from daglite._trips import Trip
 from daglite.events import TaskCancelled, TaskSucceeded
 from daglite.exceptions import CallCancelledError, SessionError, TaskError, TaskTimeoutError
 from daglite.plugins import hook_impl
@@ -155,17 +156,23 @@ async def test_a_second_cancellation_by_asyncio_does_not_wait_for_a_close() -> N
         await checkpoint()
 
 
-async def test_a_thread_has_its_place_again_after_what_it_awaited_has_failed() -> None:
+@pytest.mark.parametrize(("anyio_backend", "how"), [("asyncio", "failed"), ("trio", "failed")])
+async def test_a_thread_has_its_place_again_after_what_it_awaited(how: str) -> None:
     now, most = 0, 0
 
     @task
     async def fail() -> None:
-        raise ValueError
+        if how == "failed":
+            raise ValueError
+        running = asyncio.current_task()
+        assert running is not None
+        running.cancel()
+        await checkpoint()
 
     @task
     def work(number: int) -> None:
         nonlocal now, most
-        with pytest.raises(TaskError):
+        with pytest.raises(TaskError if how == "failed" else CallCancelledError):
             fail.from_thread()
         now += 1
         most = max(now, most)
@@ -175,6 +182,34 @@ async def test_a_thread_has_its_place_again_after_what_it_awaited_has_failed() -
     async with session(max_threads=1):
         await gather_tasks(work, range(5))
     assert most == 1
+
+
+async def test_what_a_thread_waits_for_does_not_begin_after_it_was_cancelled() -> None:
+    ran: list[int] = []
+
+    async def work(_: Trip) -> None:
+        ran.append(1)
+
+    trip = Trip("work", work, Loop(), None)
+    trip.cancel()
+    await trip._run()
+    assert ran == []
+
+
+def test_a_stream_for_which_there_is_no_thread_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    @task(item_timeout=30)
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    stream = numbers()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TaskError, match="can't start new thread"):
+            next(stream)
+    assert list(stream) == []
 
 
 async def test_a_thread_whose_event_loop_has_ended_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
