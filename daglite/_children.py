@@ -9,6 +9,7 @@ import anyio
 from anyio import get_cancelled_exc_class
 
 from ._bindings import Bindings
+from ._eventloop import comes_from_scope
 from ._failures import Failures, without_cancellation
 from ._handles import CallHandle
 from ._log import logger
@@ -132,7 +133,7 @@ class Children:
                 await handle._tell()
             finally:  # whatever native cancellation goes through its shield
                 cancellation = self._failed(exc, handle)
-            if cancellation is not None:
+            if cancellation is not None and comes_from_scope():
                 raise cancellation
         finally:
             handle._settle()

@@ -18,6 +18,7 @@ __all__ = [
     "Loop",
     "LoopEnded",
     "cancellations",
+    "comes_from_scope",
     "check_waiting_task",
     "context_for_thread",
     "give_way",
@@ -239,12 +240,17 @@ def is_being_cancelled(before: int) -> bool:
         before: What `cancellations` said when the call began.
     """
     if in_event_loop():
-        return anyio.current_effective_deadline() == -math.inf or cancellations() > before
-    try:
-        check_waiting_task()
-    except BaseException:
-        return True
-    return False
+        return comes_from_scope() or cancellations() > before
+    return is_waiting_task_cancelled()
+
+
+def comes_from_scope() -> bool:
+    """Whether a cancellation that has come to this task is that of a cancel scope around it.
+
+    Else it is of this task alone, by asyncio's own means: which is no reason to end those beside it, as the task groups of
+    anyio would if it left the task.
+    """
+    return anyio.current_effective_deadline() == -math.inf
 
 
 async def give_way(deadline: float) -> None:

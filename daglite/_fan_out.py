@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 
 from . import _checks
 from ._context import Home, whereabouts
+from ._eventloop import comes_from_scope
 from ._failures import Failures, without_cancellation
 from ._jobs import Job, Jobs
 from ._protocols import Backend
@@ -137,7 +138,8 @@ class FanOut:
             del job
             value = await task._run_one(args, kwargs, index, self._backends[task], self._cancel)
         except self._cancelled:  # a clause of its own: ten thousand of them may be cancelled at once
-            raise
+            if comes_from_scope():
+                raise
         except BaseException as exc:
             if self.collect and isinstance(exc, Exception):
                 keep(index, None, exc)

@@ -46,15 +46,11 @@ class Request:
     Args:
         make: Gives what the generator is stepped or closed with, to be awaited.
         is_plain: Whether it asks for the next item, and any will do.
-        thrown: What is thrown into the generator by it.
     """
 
-    def __init__(
-        self, make: Callable[[], Awaitable[Any]], *, is_plain: bool = False, thrown: BaseException | None = None
-    ) -> None:
+    def __init__(self, make: Callable[[], Awaitable[Any]], *, is_plain: bool = False) -> None:
         self.make = make
         self.is_plain = is_plain
-        self.thrown = thrown
         self.done = anyio.Event()
         self.item: Any = NOT_GIVEN
         self.error: BaseException | None = None
@@ -66,7 +62,7 @@ class Request:
 
     def clear(self) -> None:
         """Hold no error any more, of which the traceback would hold this."""
-        self.error = self.thrown = None
+        self.error = None
         del self.make
 
 
@@ -89,7 +85,6 @@ class PumpedSteps(AsyncSteps):
         self._is_over: bool = False  # the generator has ended
         self._finished = anyio.Event()  # and the pump has, too
         self._stepped: anyio.Event | None = None  # the step has ended that ran when it was closed
-        self._interrupted: BaseException | None = None
         self._consumer: Any = None  # who takes the first step, if it has a limit
 
     is_pumped = True
@@ -123,7 +118,7 @@ class PumpedSteps(AsyncSteps):
         self.enter(what)
         if not self.admitted:
             self._consumer = whoever()
-        request = Request(self.within(make), is_plain=thrown is None, thrown=thrown)
+        request = Request(self.within(make), is_plain=thrown is None)
         cancellation: BaseException | None = None
         try:
             cancellation = await self._ask(request)
@@ -279,10 +274,7 @@ class PumpedSteps(AsyncSteps):
             with anyio.CancelScope(shield=self.call.home.start_soon is not None) as self._scope:
                 while not self._is_over:
                     await self._serve()
-            if self._interrupted is not None and not self._scope.cancel_called:
-                raise self._interrupted
         finally:
-            self._interrupted = None
             self._end_pump()
 
     def _end_pump(self) -> None:
@@ -343,12 +335,12 @@ class PumpedSteps(AsyncSteps):
                 return NOT_GIVEN, error
         limit = self.call.spec.item_timeout
         if limit is None or self.closing:
-            return await self._take(request.make, request.thrown)
+            return await self._take(request.make)
         assert self._scope is not None
         deadline = anyio.current_time() + limit
         self._scope.deadline, self.call.deadline = deadline, _clock.monotonic() + limit
         try:
-            item, error = await self._take(request.make, request.thrown)
+            item, error = await self._take(request.make)
             is_late, self.call.deadline = _clock.monotonic() > self.call.deadline, None
             if self._is_done_for():  # in the meantime, and a close has a deadline of its own
                 return item, error
@@ -364,18 +356,16 @@ class PumpedSteps(AsyncSteps):
         finally:
             error = failure = None  # a traceback holds the callers' frames too, since Python 3.12, and so itself
 
-    async def _take(self, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Outcome:
+    async def _take(self, make: Callable[[], Awaitable[Any]]) -> Outcome:
         """Step the generator, in its own context."""
         assert self.context is not None
         try:
             return await in_context(self.context, make()), None
         except BaseException as exc:
             self._is_over = True
-            if isinstance(exc, get_cancelled_exc_class()) and exc is not thrown:
-                self._interrupted = exc  # of this task, and not of who has thrown it in
             return NOT_GIVEN, exc
         finally:
-            del make, thrown  # else a traceback would hold itself, by this frame
+            del make  # else a traceback would hold itself, by this frame
 
 
 def sorted_out(error: BaseException, thrown: BaseException | None) -> tuple[BaseException | None, BaseException | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import anyio
 
 from ._context import Home, here
-from ._eventloop import Loop, in_event_loop, way_back
+from ._eventloop import Loop, comes_from_scope, in_event_loop, way_back
 from ._failures import without_cancellation
 from ._slots import Slot, ThreadCancelled, check_cancelled
 from ._typing import NOT_GIVEN
@@ -261,7 +260,7 @@ class Trip:
                 return
             self._scope = anyio.CancelScope()
         # What it shields runs all the same. asyncio's anyio tells nobody who begins in a scope that is cancelled already.
-        if self.starts_cancelled or anyio.current_effective_deadline() == -math.inf:
+        if self.starts_cancelled or comes_from_scope():
             self._scope.cancel()
         try:
             with self._scope:
@@ -289,8 +288,8 @@ class Trip:
             failure, cancellation = without_cancellation(exc)
             self._error = failure
             if cancellation is not None:
-                if failure is None and anyio.current_effective_deadline() > -math.inf:
-                    self._is_alone = True  # by `Task.cancel`, say
-                raise cancellation
+                if comes_from_scope():
+                    raise cancellation
+                self._is_alone = True
         finally:
             del failure, cancellation  # else its traceback, which holds this frame, would hold itself

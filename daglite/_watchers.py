@@ -10,6 +10,7 @@ from anyio import get_cancelled_exc_class
 
 from ._bus import Bus, Subscription
 from ._context import Home, Position, set_current
+from ._eventloop import comes_from_scope
 from ._failures import Failures
 from ._log import logger
 
@@ -71,6 +72,9 @@ class Watchers:
             except Exception:
                 logger().exception("session %r: %s failed to watch it", self._home.name, name)
             except get_cancelled_exc_class():
+                if not comes_from_scope():
+                    logger().warning("session %r: %s was cancelled, and watches it no more", self._home.name, name)
+                    return
                 logger().warning(
                     "session %r: %s had not seen all events after %g s",
                     self._home.name,

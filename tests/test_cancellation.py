@@ -4,14 +4,15 @@ import asyncio
 import contextvars
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import task
-from daglite.exceptions import TaskError, TaskTimeoutError
+from daglite import gather_tasks, session, stream_tasks, task
+from daglite.exceptions import CallCancelledError, TaskError, TaskGroupError, TaskTimeoutError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -355,3 +356,70 @@ async def test_the_functions_context_is_the_callers() -> None:
 
     assert await change() == anyio.get_current_task().id
     assert variable.get() == "after"
+
+
+@task
+async def cancel_itself() -> None:
+    """What is cancelled by asyncio's own means, of which anyio does not know: so its task groups would end all else."""
+    running = asyncio.current_task()
+    assert running is not None
+    running.cancel()
+    await checkpoint()
+
+
+@on_asyncio
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_a_call_of_a_fan_out_that_asyncio_cancels_is_cancelled_alone(ordered: bool) -> None:
+    @task
+    async def work(number: int) -> int:
+        if number == 1:
+            await cancel_itself()
+        for _ in range(20):
+            await checkpoint()
+        return number
+
+    with pytest.raises(TaskGroupError) as caught:
+        await gather_tasks(work, range(3))
+    assert [str(error) for error in caught.value.exceptions] == ["1 of 3 calls of task 'work' were cancelled"]
+    got: list[int] = []
+    with pytest.raises(TaskGroupError):
+        async with stream_tasks(work, range(3), ordered=ordered) as results:
+            async for result in results:
+                got.append(result)
+    assert got == [0, 2]
+
+
+@on_asyncio
+@pytest.mark.parametrize("on_background_error", ["raise", "log"])
+async def test_what_asyncio_cancels_in_a_session_is_cancelled_alone(
+    on_background_error: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    @task
+    def in_a_thread() -> None:
+        with pytest.raises(CallCancelledError, match="'cancel_itself' was cancelled in the event loop"):
+            cancel_itself.from_thread()
+
+    @task(pump=True)
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        await cancel_itself.func()
+
+    async def follow(events: Any) -> None:
+        await cancel_itself()
+
+    async with session(name="web", on_background_error=on_background_error) as s:
+        s.watch(follow)
+        handle = s.start_soon(cancel_itself)
+        with pytest.raises(CallCancelledError):
+            await handle
+        await in_a_thread.to_thread()
+        stream = numbers()
+        assert await anext(stream) == 1
+        with pytest.raises(asyncio.CancelledError):
+            await anext(stream)
+        for _ in range(20):
+            await checkpoint()
+        ended = True
+    assert ended
+    (record,) = caplog.records
+    assert "was cancelled, and watches it no more" in record.getMessage()
