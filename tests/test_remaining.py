@@ -12,6 +12,7 @@ import anyio.to_thread
 import pytest
 
 from daglite import gather_tasks, remaining, session, task
+from daglite._eventloop import Loop
 from daglite.exceptions import TaskTimeoutError
 from tests.test_thread_deadlines import Gate, gate
 
@@ -192,22 +193,30 @@ async def test_in_a_thread_that_nobody_waits_for_nothing_is_left(gate: Gate) -> 
     assert left == [0]
 
 
-@pytest.mark.parametrize("whose", ["the session's", "the event loop's", "somebody else's"])
+@pytest.mark.parametrize("whose", ["the session's", "the event loop's", "somebody else's", "a stream's"])
 async def test_in_a_thread_whose_caller_was_cancelled_nothing_is_left(whose: str) -> None:
     begun = anyio.Event()
     left: list[float] = []
 
+    loop = Loop()
+
     def ask_again() -> None:
         left.append(remaining())
-        anyio.from_thread.run_sync(begun.set)
+        loop.run(begun.set)
         while left[-1] and len(left) < 10_000:
             left.append(remaining())
             time.sleep(0.001)
+
+    def asking() -> Iterator[None]:
+        ask_again()
+        yield
 
     around = session() if whose == "the session's" else contextlib.nullcontext()
     async with around, anyio.create_task_group() as group:
         if whose == "somebody else's":
             group.start_soon(anyio.to_thread.run_sync, ask_again)
+        elif whose == "a stream's":
+            group.start_soon(task(asking).to_thread().__anext__)
         else:
             group.start_soon(task(ask_again).to_thread)
         await begun.wait()
