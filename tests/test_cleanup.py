@@ -30,7 +30,7 @@ from daglite import (
 )
 from daglite._bindings import Binding
 from daglite._books import Books
-from daglite._eventloop import Loop
+from daglite._eventloop import Loop, LoopEnded
 from daglite._stays import Stay
 from daglite._threads import threads_of_loop
 from daglite._trips import Trip
@@ -336,6 +336,20 @@ async def test_a_subscription_of_a_thread_ends_with_its_event_loop(monkeypatch: 
 
     async with session() as s:
         await to_thread.run_sync(read_all)
+
+
+async def test_a_thread_is_told_that_a_session_has_ended_with_its_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(loop: Loop, func: Any, *args: Any) -> None:
+        raise LoopEnded
+
+    def cancel() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "call", gone)
+            with pytest.raises(SessionError, match="has ended, with its event loop"):
+                s.cancel()
+
+    async with session() as s:
+        await to_thread.run_sync(cancel)
 
 
 async def test_a_stream_that_a_thread_has_opened_in_a_session_is_the_sessions() -> None:
