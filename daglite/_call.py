@@ -59,16 +59,18 @@ class Call:
         "_token",
         "args",
         "backend",
-        "began",  # by `_clock.monotonic`, in a session
+        "began",
         "home",
         "kwargs",
         "map_index",  # as all of a fan-out have one
         "parent",
-        "result",  # for the watcher, before a call ends that has succeeded
+        "result",
         "slot",
         "spec",
     )
 
+    began: float  # by `_clock.monotonic`, in a session
+    result: Any  # for the watcher, before a call ends that has succeeded
     cancel: Callable[[], None] | None = None
     starts_background: bool = False  # no call that it makes is in the background for that
     accepted: bool = True  # what it calls goes on while the session ends

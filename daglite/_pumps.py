@@ -392,7 +392,9 @@ class FromThreadSteps:
     """
 
     def __init__(self, steps: PumpedSteps, instead: str) -> None:
-        self.next, self.send, self.throw = steps.next, steps.send, steps.throw
+        self.next: Any = steps.next
+        self.send: Any = steps.send
+        self.throw: Any = steps.throw
         self._steps = steps
         self._name = steps.call.spec.label
         self._instead = instead

@@ -29,6 +29,10 @@ class Steps:
         generator: What is stepped.
     """
 
+    next: Any
+    send: Any
+    throw: Any
+
     def __init__(self, call: Call, generator: Any) -> None:
         self.call: Call = call
         call.items = 0

@@ -13,7 +13,7 @@ from ._jobs import Calls, Items, Jobs
 from ._results import Outcome, Race, TaskResults, refuse_missing
 from ._trips import find_way
 from .sessions import session
-from .tasks import SyncTaskStream, TaskCall, as_task
+from .tasks import SyncStream, TaskCall, as_task
 
 __all__ = ["Outcome", "TaskResults", "gather_tasks", "map_tasks", "partition", "race_tasks", "stream_tasks"]
 
@@ -86,7 +86,8 @@ class StreamCollect(TypedDict, total=False):
 
 
 # One iterable is held against the parameter of the task; with more there would be too many overloads. A function that
-# returns a coroutine or an iterator is one that returns something, too: the order decides.
+# returns a coroutine or an iterator is one that returns something, too: the order decides. `Callable[[A], SyncStream[R]]`
+# is a `SyncTaskStream[[A], R]` that type checkers agree on, whatever the name of its parameter.
 
 
 @overload
@@ -137,11 +138,11 @@ async def gather_tasks(
 ) -> list[Outcome[R]]: ...
 @overload
 async def gather_tasks(
-    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]
+    task: Callable[[A], SyncStream[R]], items: AnyIterable[A], /, **options: Unpack[Raise]
 ) -> list[list[R]]: ...
 @overload
 async def gather_tasks(
-    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]
+    task: Callable[[A], SyncStream[R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[list[R]]]: ...
 @overload
 async def gather_tasks(task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]) -> list[R]: ...
@@ -151,12 +152,28 @@ async def gather_tasks(
 ) -> list[Outcome[R]]: ...
 @overload
 async def gather_tasks(
+    task: Callable[..., AsyncIterator[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
+) -> list[list[R]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[..., AsyncIterator[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
+@overload
+async def gather_tasks(
     task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
 ) -> list[R]: ...
 @overload
 async def gather_tasks(
     task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[..., SyncStream[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
+) -> list[list[R]]: ...
+@overload
+async def gather_tasks(
+    task: Callable[..., SyncStream[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
 @overload
 async def gather_tasks(
     task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
@@ -261,15 +278,25 @@ def map_tasks(
     task: Callable[[A], Coroutine[Any, Any, R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
 @overload
-def map_tasks(task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]) -> list[list[R]]: ...
+def map_tasks(
+    task: Callable[[A], SyncStream[R]], items: AnyIterable[A], /, **options: Unpack[Raise]
+) -> list[list[R]]: ...
 @overload
 def map_tasks(
-    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]
+    task: Callable[[A], SyncStream[R]], items: AnyIterable[A], /, **options: Unpack[Collect]
 ) -> list[Outcome[list[R]]]: ...
 @overload
 def map_tasks(task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Raise]) -> list[R]: ...
 @overload
 def map_tasks(task: Callable[[A], R], items: AnyIterable[A], /, **options: Unpack[Collect]) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[..., AsyncIterator[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
+) -> list[list[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[..., AsyncIterator[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
 @overload
 def map_tasks(
     task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
@@ -278,6 +305,14 @@ def map_tasks(
 def map_tasks(
     task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
 ) -> list[Outcome[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[..., SyncStream[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]
+) -> list[list[R]]: ...
+@overload
+def map_tasks(
+    task: Callable[..., SyncStream[R]], /, *iterables: AnyIterable[Any], **options: Unpack[Collect]
+) -> list[Outcome[list[R]]]: ...
 @overload
 def map_tasks(task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[Raise]) -> list[R]: ...
 @overload
@@ -432,11 +467,11 @@ def stream_tasks(
 ) -> TaskResults[Outcome[R]]: ...
 @overload
 def stream_tasks(
-    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[StreamRaise]
+    task: Callable[[A], SyncStream[R]], items: AnyIterable[A], /, **options: Unpack[StreamRaise]
 ) -> TaskResults[list[R]]: ...
 @overload
 def stream_tasks(
-    task: SyncTaskStream[[A], R], items: AnyIterable[A], /, **options: Unpack[StreamCollect]
+    task: Callable[[A], SyncStream[R]], items: AnyIterable[A], /, **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[list[R]]]: ...
 @overload
 def stream_tasks(
@@ -448,12 +483,28 @@ def stream_tasks(
 ) -> TaskResults[Outcome[R]]: ...
 @overload
 def stream_tasks(
+    task: Callable[..., AsyncIterator[R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamRaise]
+) -> TaskResults[list[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., AsyncIterator[R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[list[R]]]: ...
+@overload
+def stream_tasks(
     task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamRaise]
 ) -> TaskResults[R]: ...
 @overload
 def stream_tasks(
     task: Callable[..., Coroutine[Any, Any, R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamCollect]
 ) -> TaskResults[Outcome[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., SyncStream[R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamRaise]
+) -> TaskResults[list[R]]: ...
+@overload
+def stream_tasks(
+    task: Callable[..., SyncStream[R]], /, *iterables: AnyIterable[Any], **options: Unpack[StreamCollect]
+) -> TaskResults[Outcome[list[R]]]: ...
 @overload
 def stream_tasks(
     task: Callable[..., R], /, *iterables: AnyIterable[Any], **options: Unpack[StreamRaise]

@@ -67,7 +67,7 @@ class Task(Generic[P, R]):
     """
 
     # Of a task, not of the class.
-    __signature__ = _SignatureOfTask()
+    __signature__: Any = _SignatureOfTask()
 
     _spec: Spec
     _source: tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None

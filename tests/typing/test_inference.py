@@ -1,15 +1,19 @@
 """What type checkers infer in the code of users; and it is true at run time."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from typing_extensions import assert_type
 
 from daglite import (
+    AsyncTask,
     AsyncTaskStream,
     Backoff,
+    Limit,
     Outcome,
+    Rate,
     SyncTask,
     SyncTaskStream,
     TaskMetadata,
@@ -81,7 +85,45 @@ def lines(path: str) -> Iterator[str]:
     yield path
 
 
+@task()
+async def multiply(factor: int, text: str = "", times: float = 1.0) -> str:
+    return text * int(factor * times)
+
+
+@task
+async def cells(row: int, column: str = "", scale: float = 1.0) -> AsyncGenerator[bytes, None]:
+    yield column.encode() * int(row * scale)
+
+
+@task
+def words(row: int, column: str = "", scale: float = 1.0) -> Generator[str, int, bool]:
+    yield column * int(row * scale)
+    return True
+
+
+def join(left: int, right: str) -> str:
+    return f"{left}{right}"
+
+
+class Prefix:
+    async def __call__(self, text: str) -> bytes:
+        return text.encode()
+
+    async def method(self, text: str) -> bytes:
+        return text.encode()
+
+
 class Shop:
+    @task
+    @classmethod
+    async def open(cls, name: str) -> str:
+        return name
+
+    @task
+    @staticmethod
+    def price(item: str) -> int:
+        return len(item)
+
     @task
     async def sell(self, item: str) -> float:
         return 1.5
@@ -114,6 +156,43 @@ async def test_the_decorator_keeps_parameters_and_results() -> None:
     assert_type([line async for line in lines.to_thread("x")], list[str])
 
 
+async def test_every_form_of_the_decorator() -> None:
+    assert_type(await multiply(2, "x"), str)
+    assert_type([cell async for cell in cells(1)], list[bytes])
+    assert_type(list(words(1)), list[str])
+    assert_type(task(join)(1, "x"), str)
+    assert_type(await task(retries=2, limit=Limit("x", 2), rate=Rate(60, per=60))(join).to_thread(1, "x"), str)
+    assert_type(task(backend="thread", limit=3, wrap_errors=False)(join).call(1, "x"), TaskCall[str])
+    assert_type(task(lambda: 3)(), int)
+    assert_type(task(partial(join, 1))("x"), str)
+    assert_type(await task(Prefix())("x"), bytes)
+    assert_type(await task(Prefix().method)("x"), bytes)
+    assert_type(Shop.price("pen"), int)
+    assert_type(await Shop().open("x"), str)
+
+
+async def test_the_kinds_of_task() -> None:
+    def of_async(t: AsyncTask[..., bytes]) -> Coroutine[Any, Any, bytes]:
+        return t("x")
+
+    def of_sync(t: SyncTask[..., int]) -> int:
+        return t("x")
+
+    def of_async_streams(t: AsyncTaskStream[..., int]) -> AsyncStream[int]:
+        return t("x")
+
+    def of_sync_streams(t: SyncTaskStream[..., str]) -> SyncStream[str]:
+        return t("x")
+
+    assert_type(await of_async(fetch_again), bytes)
+    assert_type(of_sync(load), int)
+    assert_type([row async for row in of_async_streams(rows)], list[int])
+    assert_type(list(of_sync_streams(lines)), list[str])
+    assert_type(load.retries, int)
+    assert_type(load.timeout, float | None)
+    assert_type(load.limit, Limit | None)
+
+
 async def test_options_change_no_types() -> None:
     assert_type(await fetch_patiently("x"), bytes)
     assert_type(await load_patiently.to_thread("x"), int)
@@ -133,6 +212,11 @@ async def test_copies_keep_their_type() -> None:
     assert_type(load.partial("x"), SyncTask[..., int])
     assert_type(rows.partial("x"), AsyncTaskStream[..., int])
     assert_type(lines.partial("x"), SyncTaskStream[..., str])
+    assert_type(fetch.partial("x"), AsyncTask[..., bytes])
+    assert_type(await load.partial("x").with_options(timeout=9).to_thread(), int)
+    assert_type(load_again.with_options(name=None, limit=None)("x"), int)
+    async with cells.with_options(pump=True).partial(1)() as pumped:
+        assert_type([cell async for cell in pumped], list[bytes])
 
 
 async def test_methods_take_no_self() -> None:
@@ -159,6 +243,37 @@ async def test_fan_outs() -> None:
         assert_type([result async for result in results], list[bytes])
     async with stream_tasks(load, ["x"], errors="collect", ordered=True) as collected:
         assert_type([outcome async for outcome in collected], list[Outcome[int]])
+
+
+async def test_fan_outs_over_several_iterables() -> None:
+    assert_type(await gather_tasks(multiply, [1], ["x"]), list[str])
+    assert_type(await gather_tasks(multiply, [1], ["x"], [2.0], limit=2), list[str])
+    assert_type(await gather_tasks(cells, [1], ["x"]), list[list[bytes]])
+    assert_type(await gather_tasks(words, [1], ["x"], [2.0]), list[list[str]])
+    assert_type(await gather_tasks(join, [1], ["x"]), list[str])
+    assert_type(await gather_tasks(join, [1], rows_of_text(), errors="collect"), list[Outcome[str]])
+    assert_type(await gather_tasks(words, [1], ["x"], errors="collect"), list[Outcome[list[str]]])
+    async with stream_tasks(multiply, [1], ["x"], ordered=True) as results:
+        assert_type([result async for result in results], list[str])
+    async with stream_tasks(cells, [1], ["x"], [2.0], limit=2, buffer=1) as collected_cells:
+        assert_type([result async for result in collected_cells], list[list[bytes]])
+    async with stream_tasks(words, [1], ["x"], errors="collect") as outcomes:
+        assert_type([outcome async for outcome in outcomes], list[Outcome[list[str]]])
+
+
+async def test_fan_outs_of_partials() -> None:
+    # With arguments fixed nobody knows which are left: mypy takes the results for `Any`, and so what they are said to be.
+    texts: list[str] = await gather_tasks(multiply.partial(text="x"), [1])
+    cells_of_rows: list[list[bytes]] = await gather_tasks(cells.partial(column="x"), [1])
+    assert (texts, cells_of_rows) == (["x"], [[b"x"]])
+    assert_type(await gather_tasks(load.partial(), ["x"]), list[int])
+
+
+async def test_outcomes() -> None:
+    [outcome] = await gather_tasks(load, ["x"], errors="collect")
+    assert_type(outcome.index, int)
+    assert_type(outcome.value, int | None)
+    assert_type(outcome.error, Exception | None)
 
 
 async def test_calls() -> None:
@@ -226,6 +341,8 @@ def test_sync_code() -> None:
     assert_type(map_tasks(rows, ["x"]), list[list[int]])
     assert_type(map_tasks(lines, ["x"]), list[list[str]])
     assert_type(map_tasks(fetch, ["x"], [1]), list[bytes])
+    assert_type(map_tasks(words, [1], ["x"]), list[list[str]])
+    assert_type(map_tasks(cells, [1], ["x"], [2.0], errors="collect"), list[Outcome[list[bytes]]])
     assert_type(map_tasks(load, ["x"], errors="collect"), list[Outcome[int]])
     assert_type(returned_from_a_session(), int)
 
@@ -242,7 +359,7 @@ async def test_plugins() -> None:
 
         @hook_impl
         @contextmanager
-        def activate(self, metadata: TaskMetadata) -> Iterator[None]:
+        def activate(self, metadata: TaskMetadata) -> Generator[None]:
             yield
 
         async def consume(self, events: Subscription) -> None:
@@ -256,23 +373,3 @@ async def test_plugins() -> None:
     session(plugins=[Plugin(), LoggingPlugin(), "by-name"], settings=Settings(redact=lambda inputs: inputs))
     metadata = current_task()
     assert metadata is None
-
-
-def test_wrong_uses_are_errors() -> None:
-    def never() -> Any:
-        load(3)  # type: ignore[arg-type]
-        load()  # type: ignore[call-arg]
-        _ = fetch(url="x", retry=1)  # type: ignore[call-arg]
-        task(retries="3")  # type: ignore[call-overload]
-        load.with_options(limit="3")  # type: ignore[arg-type]
-        load.with_options(rate=3)  # type: ignore[arg-type]
-        load.call(3)  # type: ignore[arg-type]
-        gather_tasks(load.call("x"), load)  # type: ignore[call-overload]
-        stream_tasks(load.call("x"))  # type: ignore[call-overload]
-        race_tasks(load)  # type: ignore[call-overload]
-        rows.to_thread("x")  # type: ignore[attr-defined]
-        task(retry_delay="1")  # type: ignore[call-overload]
-        Backoff(jitter="x")  # type: ignore[arg-type]
-        session(plugins=3)  # type: ignore[arg-type]
-
-    assert callable(never)
