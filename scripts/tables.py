@@ -30,12 +30,12 @@ def generator_function() -> Iterator[int]:
     yield 1
 
 
-KINDS: list[Callable[..., Any]] = [
-    coroutine_function,
-    plain_function,
-    async_generator_function,
-    generator_function,
-]
+KINDS: dict[Callable[..., Any], str] = {
+    coroutine_function: "`AsyncTask`",
+    plain_function: "`SyncTask`",
+    async_generator_function: "`AsyncTaskStream`",
+    generator_function: "`SyncTaskStream`",
+}
 SOME_VALUE = {  # of an option, other than its default
     "name": "other",
     "description": "other",
@@ -57,15 +57,16 @@ def options_table() -> list[str]:
     """A line for each option: its default, which kinds of task take it, and what it is."""
     described = arguments_of(task)
     lines = [
-        "| option | default | `AsyncTask` | `SyncTask` | `AsyncTaskStream` | `SyncTaskStream` | |",
-        "|---|---|---|---|---|---|---|",
+        "| option | default | of | it is |",
+        "|---|---|---|---|",
     ]
     for parameter in inspect.signature(task).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             name, default = parameter.name, parameter.default
             shown = default.__name__ if isinstance(default, type) else repr(default)
-            kinds = " | ".join("yes" if takes(kind, name) else "–" for kind in KINDS)
-            lines.append(f"| `{name}` | `{shown}` | {kinds} | {first_of(described[name])} |")
+            kinds = [kind for function, kind in KINDS.items() if takes(function, name)]
+            of = "all kinds" if len(kinds) == len(KINDS) else ", ".join(kinds)
+            lines.append(f"| `{name}` | `{shown}` | {of} | {first_of(described[name])} |")
     return lines
 
 
