@@ -62,9 +62,8 @@ class Books:
         self.opened: float = _clock.monotonic()
         self.live: dict[Watched, None] = {}  # oldest first
         self.streams: dict[Any, None] = {}  # the open ones, oldest first, which the session closes when it ends
-        self.begun: itertools.count[int] = (
-            itertools.count()
-        )  # drawn from once for each call: threads cannot come between
+        # Drawn from once for each call: threads cannot come between.
+        self.begun: itertools.count[int] = itertools.count()
         self.inner: dict[Books, None] = {}  # those of open sessions inside
         self._drawn = 0  # what of `begun` was drawn for other things than calls
         self._past = SessionStats(0, 0, 0, 0)  # of sessions inside that have ended

@@ -1,6 +1,17 @@
 """One call from beginning to end, twice: for those that are awaited, and for functions that are called in place.
 
-What has `_sync` at its end is the same text as what has not, but for `await`, and for who keeps a deadline.
+    with call:                      it is the current call; watchers hear that it has begun
+        until the total deadline:   attempts and waits, `retried_in_time`
+            until one succeeds:     `retried`
+                admitted            by the limit and the rate, `admitted`
+                one attempt         here until its deadline, or on a backend: the only place where the user's function runs
+                call.retry_in(exc)  seconds to wait, or the call's error is raised
+                a pause
+                                    it is over: watchers hear of its one end, and what comes out is the call's error
+
+What is not asked for is not there: a call without options is `with call:` and its one attempt. The books, and what error comes
+out, are `Call`'s; nothing here knows of events, plugins, threads or sessions. What has `_sync` at its end is the same text as
+what has not, but for `await`, and for who keeps a deadline. Streams keep the same books a step at a time, in `_steps`.
 """
 
 from __future__ import annotations

@@ -20,22 +20,20 @@ from anyio import get_cancelled_exc_class
 from . import _clock
 from ._admission import whoever
 from ._call import Call
-from ._context import Owner, here, whereabouts
+from ._context import Owner, whereabouts
 from ._eventloop import Loop
 from ._failures import without_cancellation
 from ._log import logger
 from ._protocols import AttemptTimeout
-from ._slots import Slot
 from ._steps import AsyncSteps, in_context
-from ._trips import run_in_loop, the_way
+from ._trips import run_in_loop
 from ._typing import NOT_GIVEN
 from .exceptions import CallCancelledError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ["FromThreadSteps", "PumpedSteps"]
-
+__all__ = ["PumpedSteps"]
 
 Outcome: TypeAlias = tuple[Any, BaseException | None]  # of a step: an item, or an error
 
@@ -381,72 +379,3 @@ def sorted_out(error: BaseException, thrown: BaseException | None) -> tuple[Base
         if is_own:
             return thrown, None
     return without_cancellation(error)
-
-
-class FromThreadSteps:
-    """An async generator in the event loop, stepped from threads.
-
-    Args:
-        steps: The generator there.
-        instead: What to write in the event loop's own thread.
-    """
-
-    def __init__(self, steps: PumpedSteps, instead: str) -> None:
-        self.next: Any = steps.next
-        self.send: Any = steps.send
-        self.throw: Any = steps.throw
-        self._steps = steps
-        self._name = steps.call.spec.label
-        self._instead = instead
-        the_way(self._name, instead)  # an error now, if there is none
-
-    def open(self) -> None:
-        """Begin it, for who closes it with `with`."""
-
-        async def open() -> None:
-            self._steps.open()
-
-        self._in_loop(open)
-
-    def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
-        """Take a step; the arguments are those of `AsyncSteps.run`."""
-        if self._steps.ended:
-            raise StopIteration
-        slot = self._owner() if self._steps.context is None else None
-
-        async def step() -> Any:
-            if slot is not None:
-                self._steps.belong_to(slot)
-            return await self._steps.run(what, make, thrown)
-
-        try:
-            return self._in_loop(step)
-        except StopAsyncIteration:
-            raise StopIteration from None
-
-    def _owner(self) -> Slot | None:
-        """The thread that is to close it, if no session does.
-
-        Raises:
-            RuntimeError: Nobody would.
-        """
-        position = here()
-        if position.home.books is not None:
-            return None
-        if isinstance(position.slot, Slot) and position.slot.is_here():
-            return position.slot.holder
-        raise RuntimeError(
-            f"stream {self._name!r} was stepped outside of sessions and of worker threads of tasks: nothing would close "
-            f"it; write: with {self._name}.from_thread(...) as items"
-        )
-
-    def close_now(self) -> None:
-        """Close the generator."""
-        self._steps.close_now()
-
-    def drop(self) -> None:
-        """Nobody can step it any more."""
-        self._steps.drop()
-
-    def _in_loop(self, func: Callable[[], Awaitable[Any]]) -> Any:
-        return run_in_loop(self._name, lambda _: func(), self._instead)

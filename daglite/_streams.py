@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import Self
 
-from ._pumps import FromThreadSteps
+from ._from_thread_streams import FromThreadSteps
 from ._steps import SyncSteps
 from ._thread_streams import TimedSteps
 

@@ -13,11 +13,12 @@ from typing_extensions import Never, ParamSpec, Self
 from ._bridge import INLINE, THREAD, find_backend
 from ._call import Call
 from ._context import Home, Position, here
+from ._from_thread_streams import FromThreadSteps
 from ._functions import Function, function_of
 from ._lifecycle import run, run_sync
 from ._options import Options, checked_options
 from ._protocols import Attempt, Backend
-from ._pumps import FromThreadSteps, PumpedSteps
+from ._pumps import PumpedSteps
 from ._reference import reduce_partial, reduce_task
 from ._retry import RetryDelay, RetryOn
 from ._spec import Spec

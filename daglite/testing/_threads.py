@@ -107,8 +107,7 @@ class ThreadsAtWork:
             future.add_done_callback(lambda _: self._waited_for.discard(work))
             return future
 
-        self._native.run_in_executor = run_in_executor
-        self._undo.append(partial(delattr, self._native, "run_in_executor"))
+        self._replace(self._native, "run_in_executor", run_in_executor)
 
     def _watch_trio(self) -> None:
         """What programs do without anyio, which has the first function by a name of its own."""
