@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -60,6 +60,7 @@ SIDES = [
     Side("aiostream", "with_aiostream", ["aiostream==0.8.1"], "aiostream", "#ba68c8"),
     Side("Prefect", "with_prefect", ["prefect>=3,<4"], "prefect", "#e57373"),
 ]
+PLOTS_SIDE = Side("the plots", "plots", ["matplotlib==3.11.2"])
 TITLES = {
     "call": "A call that succeeds, with a policy to retry",
     "retry": "A call that fails twice, then succeeds, without waits",
@@ -103,6 +104,7 @@ def main() -> int:
         for kind, ways in results.items():
             print(f"\n{TITLES[kind]}\n" + "\n".join(table(kind, ways)))
         if not given.no_page:
+            plot(folder, results)
             write(pythons, results, given.rounds)
     return 0
 
@@ -162,9 +164,7 @@ def worker(side: Side, python: Path, folder: Path) -> Iterator[Worker]:
         process.stdin.close()  # type: ignore[union-attr]
 
 
-def in_rounds(
-    pythons: dict[str, Path], kinds: list[str], rounds: int, folder: Path
-) -> dict[str, dict[str, Result]]:
+def in_rounds(pythons: dict[str, Path], kinds: list[str], rounds: int, folder: Path) -> dict[str, dict[str, Result]]:
     """The medians over rounds in which everything is done once, after one that warms up."""
     seconds: dict[str, dict[str, list[float]]] = {kind: {} for kind in kinds}
     whose: dict[str, str] = {}
@@ -179,7 +179,9 @@ def in_rounds(
                             whose[way] = each.side.name
                             if number:  # the first round warms up
                                 seconds[kind].setdefault(way, []).append(took)
-    return {kind: {way: ratios(whose[way], of, ways[BARE]) for way, of in ways.items()} for kind, ways in seconds.items()}
+    return {
+        kind: {way: ratios(whose[way], of, ways[BARE]) for way, of in ways.items()} for kind, ways in seconds.items()
+    }
 
 
 def ratios(side: str, took: list[float], bare: list[float]) -> Result:
@@ -193,9 +195,9 @@ def imports(pythons: dict[str, Path]) -> dict[str, Result]:
     code = "import time; began = time.perf_counter(); import {}; print(time.perf_counter() - began)"
     for number in range(IMPORTS + 1):
         for side in random.sample(SIDES, len(SIDES)):
-            command = [pythons[side.name], "-c", code.format(side.imports)]
+            command: list[str | Path] = [pythons[side.name], "-c", code.format(side.imports)]
             environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
+            done = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True, env=environ)
             if number:
                 seconds[side.name].append(float(done.stdout))
     return {name: ratios(name, took, seconds[BARE]) for name, took in seconds.items()}
@@ -205,10 +207,9 @@ def memory(pythons: dict[str, Path]) -> dict[str, Result]:
     """Bytes by which a process grows that makes a million calls; each in one of its own, once."""
     results: dict[str, Result] = {}
     for side in SIDES:
-        listed = "import sides.{0} as side; print(*side.WORK.get('memory', ()), sep='\\n')".format(side.module)
-        ways = subprocess.run(
-            [pythons[side.name], "-c", listed], cwd=HERE, check=True, capture_output=True, text=True
-        ).stdout.split("\n")
+        code = f"import sides.{side.module} as side; print(*side.WORK.get('memory', ()), sep='\\n')"
+        lister: list[str | Path] = [pythons[side.name], "-c", code]
+        ways = subprocess.run(lister, cwd=HERE, check=True, capture_output=True, text=True).stdout.split("\n")
         for way in filter(None, ways):
             print(f"memory: {way}", file=sys.stderr)
             results[way] = memory_of(side, pythons[side.name], way)
@@ -219,15 +220,16 @@ def memory(pythons: dict[str, Path]) -> dict[str, Result]:
 
 
 def memory_of(side: Side, python: Path, way: str) -> Result:
-    command = [python, HERE / "worker.py", side.module, "memory", way]
+    command: list[str | Path] = [python, HERE / "worker.py", side.module, "memory", way]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     except subprocess.TimeoutExpired:
         return Result(side.name, None, None, "not done after 400 s")
+    if "MemoryError" in done.stderr:
+        return Result(side.name, None, None, "needs more than 3 GB")
     if done.returncode:
-        return Result(side.name, None, None, "more than 3 GB")
-    figures = json.loads(done.stdout)
-    return Result(side.name, figures["bytes"], None, f"{figures['seconds'] * 1e6:.1f} µs a call")
+        raise RuntimeError(f"{way}: {done.stderr}")
+    return Result(side.name, float(done.stdout), None)
 
 
 def shown(kind: str, value: float) -> str:
@@ -244,12 +246,22 @@ def in_order(ways: dict[str, Result]) -> list[tuple[str, Result]]:
 
 
 def table(kind: str, ways: dict[str, Result]) -> list[str]:
-    lines = ["| | | of asyncio | |", "|---|---:|---:|---|"] if kind == "memory" else ["| | | of asyncio |", "|---|---:|---:|"]
+    lines = (
+        ["| | | of asyncio | |", "|---|---:|---:|---|"]
+        if kind == "memory"
+        else ["| | | of asyncio |", "|---|---:|---:|"]
+    )
     for way, result in in_order(ways):
-        value = "–" if result.value is None else shown(kind, result.value)
-        ratio = "–" if result.ratio is None else f"{result.ratio:,.2f} ×" if result.ratio < 100 else f"{result.ratio:,.0f} ×"
+        value = result.note if result.value is None else shown(kind, result.value)
+        ratio = (
+            "–"
+            if result.ratio is None
+            else f"{result.ratio:,.2f} ×"
+            if result.ratio < 100
+            else f"{result.ratio:,.0f} ×"
+        )
         name = f"**{way}**" if result.side == "daglite" else way
-        lines.append(f"| {name} | {value} | {ratio} |" + (f" {result.note} |" if kind == "memory" else ""))
+        lines.append(f"| {name} | {value} | {ratio} |")
     return lines
 
 
@@ -257,9 +269,8 @@ def write(pythons: dict[str, Path], results: dict[str, dict[str, Result]], round
     """Put the tables and plots into the documentation."""
     text = PAGE.read_text()
     for kind, ways in results.items():
-        plot(kind, ways)
         text = replaced(text, kind, table(kind, ways))
-    versions = [f"{side.name} {version_of(pythons[side.name], side)}" for side in SIDES if side.requirements]
+    versions = [f"{side.imports} {version_of(pythons[side.name], side)}" for side in SIDES if side.requirements]
     machine = f"CPython {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}; {', '.join(versions)}; {rounds} rounds."
     PAGE.write_text(replaced(text, "machine", [machine]))
 
@@ -267,47 +278,31 @@ def write(pythons: dict[str, Path], results: dict[str, dict[str, Result]], round
 def replaced(text: str, name: str, lines: list[str]) -> str:
     """A page with other lines between the marks of that name."""
     begin, end = f"<!-- {name}: made by benchmarks/peers.py -->", f"<!-- end of {name} -->"
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    assert rest and after, f"{PAGE} has no place for {name}: {begin} {end}"
+    before, begun, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise ValueError(f"{PAGE} has no place for {name}: {begin} {end}")
     return "\n".join([before + begin, "", *lines, "", end + after])
 
 
 def version_of(python: Path, side: Side) -> str:
     code = f"import importlib.metadata; print(importlib.metadata.version({side.imports!r}))"
-    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run([python, "-c", code], cwd=HERE, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def plot(kind: str, ways: dict[str, Result]) -> None:
-    """A bar for each way, on a logarithmic axis, in colors that can be read on light and on dark."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams.update({"svg.hashsalt": kind, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10})
+def plot(folder: Path, results: dict[str, dict[str, Result]]) -> None:
+    """Draw them, in an environment of its own."""
+    python = environment(folder, PLOTS_SIDE)
     colors = {side.name: side.color for side in SIDES}
-    measured = [(way, result, result.value) for way, result in in_order(ways) if result.value is not None][::-1]
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.34 * len(measured)))
-    bars: Any = axes.barh(
-        [way for way, _, _ in measured],
-        [value for _, _, value in measured],
-        color=[colors[result.side] for _, result, _ in measured],
-        height=0.7,
-    )
-    gray = "#888888"
-    axes.bar_label(bars, [shown(kind, value) for _, _, value in measured], padding=4, color=gray)
-    axes.set_xscale("log")
-    low, high = min(value for _, _, value in measured), max(value for _, _, value in measured)
-    axes.set_xlim(low / 2, high * 6)
-    axes.xaxis.set_visible(False)
-    axes.tick_params(axis="y", length=0, labelcolor=gray)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    figure.tight_layout()
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOTS / f"{kind}.svg", transparent=True, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    bars = {
+        kind: [
+            (way, result.value, shown(kind, result.value), colors[result.side])
+            for way, result in in_order(ways)
+            if result.value is not None
+        ]
+        for kind, ways in results.items()
+    }
+    subprocess.run([python, HERE / "plots.py", PLOTS], input=json.dumps(bars), text=True, check=True)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EXCUSES = ROOT / "scripts" / "mutations.txt"
 MODULES = (
     *("_admission", "_bindings", "_books", "_bridge", "_bus", "_call", "_children", "_context", "_ending", "_failures"),
-    *("_fan_out", "_from_thread_streams", "_futures", "_gates", "_handles", "_hooks", "_jobs", "_lifecycle", "_open_streams", "_pumps"),
+    *("_fan_out", "_futures", "_gates", "_handles", "_hooks", "_jobs", "_lifecycle", "_open_streams", "_pumps"),
     *("_reports", "_results", "_running", "_slots", "_sources", "_stays", "_steps", "_streams", "_thread_streams"),
-    *("_threads", "_trips", "_watchers", "sessions"),
+    *("_from_thread_streams", "_threads", "_trips", "_watchers", "sessions"),
 )
 UNDOING = {
     "reset",

@@ -34,7 +34,8 @@ async def results_one_by_one(count: int) -> None:
 WORK: Work = {
     "fan-out": {
         "aiometer, run_all": all_together(
-            lambda: aiometer.run_all([partial(wait_once, number) for number in range(FAN_OUT)], max_at_once=LIMIT), FAN_OUT
+            lambda: aiometer.run_all([partial(wait_once, number) for number in range(FAN_OUT)], max_at_once=LIMIT),
+            FAN_OUT,
         ),
         "aiometer, amap": all_together(lambda: results_one_by_one(FAN_OUT), FAN_OUT),
     },

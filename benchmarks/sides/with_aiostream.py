@@ -54,7 +54,9 @@ WORK: Work = {
         "aiostream": all_together(lambda: fan_out(wait, FAN_OUT, LIMIT, ordered=False), FAN_OUT),
     },
     "stream": {"aiostream": all_together(plain, ITEMS)},
-    "threads": {"aiostream": all_together(lambda: fan_out(in_thread, THREAD_CALLS, THREADS, ordered=False), THREAD_CALLS)},
+    "threads": {
+        "aiostream": all_together(lambda: fan_out(in_thread, THREAD_CALLS, THREADS, ordered=False), THREAD_CALLS)
+    },
     "cancellation": {"aiostream": cancelled(lambda: fan_out(sleep, SLEEPERS, SLEEPERS, ordered=False))},
     "memory": {"aiostream": all_together(lambda: fan_out(wait, MANY, LIMIT, ordered=False), MANY)},
 }

@@ -3,6 +3,7 @@
 Far fewer calls than with the others: one takes milliseconds.
 """
 
+import asyncio
 import importlib
 import time
 from typing import Any
@@ -24,7 +25,7 @@ retried: Any = prefect.task(retries=2, retry_delay_seconds=0)(retry)
 thread_task: Any = prefect.task(add_one)
 
 
-@prefect.flow
+@prefect.flow  # type: ignore[untyped-decorator]
 async def calls() -> float:
     await answer_task(0)
     began = time.perf_counter()
@@ -33,7 +34,7 @@ async def calls() -> float:
     return (time.perf_counter() - began) / FEW
 
 
-@prefect.flow
+@prefect.flow  # type: ignore[untyped-decorator]
 async def retries() -> float:
     began = time.perf_counter()
     for _ in range(FEW):
@@ -41,7 +42,7 @@ async def retries() -> float:
     return (time.perf_counter() - began) / FEW
 
 
-@prefect.flow
+@prefect.flow  # type: ignore[untyped-decorator]
 def in_threads() -> float:
     began = time.perf_counter()
     thread_task.map(range(FEW)).result()
@@ -49,8 +50,6 @@ def in_threads() -> float:
 
 
 def awaited(flow: Any) -> float:
-    import asyncio
-
     seconds: float = asyncio.run(flow())
     return seconds
 
