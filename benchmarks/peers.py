@@ -246,20 +246,10 @@ def in_order(ways: dict[str, Result]) -> list[tuple[str, Result]]:
 
 
 def table(kind: str, ways: dict[str, Result]) -> list[str]:
-    lines = (
-        ["| | | of asyncio | |", "|---|---:|---:|---|"]
-        if kind == "memory"
-        else ["| | | of asyncio |", "|---|---:|---:|"]
-    )
+    lines = ["| | | of asyncio |", "|---|---:|---:|"]
     for way, result in in_order(ways):
         value = result.note if result.value is None else shown(kind, result.value)
-        ratio = (
-            "–"
-            if result.ratio is None
-            else f"{result.ratio:,.2f} ×"
-            if result.ratio < 100
-            else f"{result.ratio:,.0f} ×"
-        )
+        ratio = "–" if result.ratio is None else f"{result.ratio:,.{2 if result.ratio < 100 else 0}f} ×"
         name = f"**{way}**" if result.side == "daglite" else way
         lines.append(f"| {name} | {value} | {ratio} |")
     return lines
