@@ -28,8 +28,16 @@ async def wait_once(number: int) -> int:
     return number
 
 
+asleep = 0
+
+
 async def sleep_for_ever(number: int) -> int:
-    await asyncio.Event().wait()
+    global asleep
+    asleep += 1
+    try:
+        await asyncio.Event().wait()
+    finally:
+        asleep -= 1
     return number
 
 
@@ -84,15 +92,16 @@ def cancelled(run: Callable[[], Coroutine[Any, Any, Any]], count: int = SLEEPERS
 
     async def main() -> float:
         fan_out = asyncio.ensure_future(run())
-        for _ in range(20):  # until all of them sleep
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.05)
+        while asleep < count:
+            await asyncio.sleep(0.001)
         began = time.perf_counter()
         fan_out.cancel()
         try:
             await fan_out
         except asyncio.CancelledError:
-            return (time.perf_counter() - began) / count
+            took = time.perf_counter() - began
+            assert not asleep, "some of them still sleep"
+            return took / count
         raise AssertionError("it was not cancelled")
 
     return lambda: asyncio.run(main())
