@@ -25,6 +25,7 @@ __all__ = [
     "in_event_loop",
     "is_being_cancelled",
     "is_waiting_task_cancelled",
+    "name_of_task",
     "running_loop",
     "running_task",
     "threads_of_trio",
@@ -34,7 +35,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-PATIENCE = 5.0  # seconds, after which a thread that waits for the event loop looks whether it is still there
+LOOK_EVERY = 5.0  # seconds: how often a thread that waits for the event loop looks whether it is still there
 
 
 class LoopEnded(Exception):
@@ -127,7 +128,7 @@ class Loop:
 
     def wait(self, ended: threading.Event) -> bool:
         """Wait in another thread for what the loop does; false if the loop has ended, and will not do it."""
-        while not ended.wait(PATIENCE):
+        while not ended.wait(LOOK_EVERY):
             if not self.post(_nothing):
                 return ended.is_set()
         return True

@@ -52,7 +52,7 @@ class OwnThread(Steps):
     """A generator in a thread of its own."""
 
     in_thread = True
-    context: Context | None
+    context: Context | None  # as in `Steps`: said again for type checkers that go by what is assigned here
 
     def __init__(self, call: Call, generator: Any) -> None:
         super().__init__(call, generator)
@@ -276,7 +276,7 @@ class ThreadSteps(OwnThread, AwaitedSteps):
 class TimedSteps(OwnThread):
     """A generator with an `item_timeout`, stepped for another thread that waits for it, so that its deadlines are real."""
 
-    busy: bool
+    busy: bool  # likewise
 
     def open(self) -> Context:
         """Begin the call, and its thread."""

@@ -19,7 +19,7 @@ async def loop_of() -> Loop:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_one_that_has_ended_is_not_waited_for(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_eventloop, "PATIENCE", 0.01)
+    monkeypatch.setattr(_eventloop, "LOOK_EVERY", 0.01)
     loop = anyio.run(loop_of, backend=backend)
     assert loop.post(print) is False
     assert loop.wait(threading.Event()) is False
