@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._gates import Gate, Tokens
-    from ._protocols import Backend, Thread, Watched, Watcher
+    from ._protocols import Backend, Thread, Wait, Watched, Watcher
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -81,7 +81,7 @@ class Call:
     # What follows is for the tree of calls, and by `_clock.monotonic`.
     work: Thread | None = None  # where the attempt runs, if elsewhere
     held: Tokens | None = None  # the limit of which it has a token
-    waits_for: Gate | None = None  # before the attempt that is to come
+    waits_for: Wait | None = None  # before the attempt that is to come, or for a cache
     deadline: float | None = None  # of the attempt
     total_deadline: float | None = None  # of the whole call
     backing_off: tuple[int, float] = (-1, 0.0)  # after which attempt, and until when
@@ -196,8 +196,8 @@ class Call:
             finally:
                 del error, exc  # else its traceback, which holds this frame, would hold itself
 
-    def begin(self) -> None:
-        """Note that the call begins.
+    def arrive(self) -> None:
+        """Find out where the call is made, before it begins.
 
         Raises:
             SessionError: The session accepts no more calls.
@@ -211,7 +211,17 @@ class Call:
             home.refuse(f"task {spec.label!r} was called", self.parent)
         if not (spec.is_plain or spec.is_async or self.backend):
             self.refuse_to_block(spec.options.retry_delay if spec.retries else 0)
-        if spec.retries:
+
+    def begin(self) -> None:
+        """Note that the call begins.
+
+        Raises:
+            SessionError: The session accepts no more calls.
+            RuntimeError: It would block the event loop.
+        """
+        self.arrive()
+        home, spec = self.home, self.spec
+        if spec.retries or spec.is_cached:
             self._cancellations = cancellations()
         books = home.books
         if books is None:
@@ -314,6 +324,21 @@ class Call:
         if watcher is not None:
             watcher.waiting(self, gate.name)
 
+    def pause_for(self, wait: Wait) -> None:
+        """Show in the tree of calls, before the call has begun, that it waits for something."""
+        self.waits_for = wait
+        books = self.home.books
+        if books is not None:
+            self.began = _clock.monotonic()
+            books.live[self] = None
+            next(books.begun)
+
+    def resume(self) -> None:
+        """Note that it does so no more: it has yet to begin."""
+        self.waits_for = None
+        if self.home.books is not None:
+            self.home.books.forget(self)
+
     def give_back(self) -> None:
         """Let another have the token of its limit, if it has one: its thread may be given up while it does so itself."""
         held: Tokens | None = self.__dict__.pop("held", None)
@@ -363,6 +388,16 @@ class Call:
             f"write: {instead} {self.spec.function.name}.to_thread(...)"
         )
         raise self.refuse(RuntimeError(text))
+
+    def start_total(self) -> float | None:
+        """Seconds that are left to the whole call, whose time begins when this is first asked; `None` if it is unlimited."""
+        total = self.spec.total_timeout
+        if total is None:
+            return None
+        now = _clock.monotonic()
+        if self.total_deadline is None:
+            self.total_deadline = now + total
+        return self.total_deadline - now
 
     def next_limit(self) -> tuple[Scope, float | None]:
         """What bounds the next attempt, and by how many seconds."""

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, TypeVar, overload
 from typing_extensions import ParamSpec
 
 from ._bridge import THREAD
+from ._caching import forget, forget_sync, key_of
 from ._call import Call
 from ._context import here
 from ._lifecycle import run, run_sync
@@ -101,6 +102,30 @@ class AsyncTask(Task[P, R]):
 
         return run_in_loop(self._spec.label, call, f"await {self.__name__}(...)")  # type: ignore[no-any-return]
 
+    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """What the result of a call is kept under, if it is: the same for arguments that are equal and of the same types.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            CacheKeyError: No key can be made of the arguments, or of the function.
+        """
+        self._check_arguments(args, kwargs)
+        return key_of(self._spec, args, kwargs)
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Forget what is kept of a call, so that the next one runs the function again.
+
+        One that runs now goes on, for itself and those who wait for it; later ones do not wait for it, and what it gives is
+        not kept. Where nothing is kept, nothing is done.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            CacheKeyError: No key can be made of the arguments, or of the function.
+            Exception: Whatever the store raises.
+        """
+        self._check_arguments(args, kwargs)
+        await forget(self._spec, args, kwargs)
+
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         return run(call)
 
@@ -181,6 +206,30 @@ class SyncTask(Task[P, R]):
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return await run(self._call(args, kwargs, THREAD))  # type: ignore[no-any-return]
+
+    def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """What the result of a call is kept under, if it is: the same for arguments that are equal and of the same types.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            CacheKeyError: No key can be made of the arguments, or of the function.
+        """
+        self._check_arguments(args, kwargs)
+        return key_of(self._spec, args, kwargs)
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Forget what is kept of a call, here and now, so that the next one runs the function again.
+
+        One that runs now goes on, for itself and those who wait for it; later ones do not wait for it, and what it gives is
+        not kept. Where nothing is kept, nothing is done.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            CacheKeyError: No key can be made of the arguments, or of the function.
+            Exception: Whatever the store raises.
+        """
+        self._check_arguments(args, kwargs)
+        forget_sync(self._spec, args, kwargs)
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         call.backend = call.backend or self._backend(None, call.home)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from types import MappingProxyType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._typing import NOT_GIVEN, NotGiven
 
@@ -38,9 +38,11 @@ class Function:
         "call",
         "is_async",
         "is_generator",
+        "keys",
         "kwargs",
         "origin",
         "owner",
+        "root",
         "whole",
     )
 
@@ -65,8 +67,11 @@ class Function:
         self.args: tuple[Any, ...] = args
         self.kwargs: Mapping[str, Any] = kwargs
         self.owner: Any = owner
+        # What it was made of by binding and fixing; and there, for a cache, what its keys begin with, for each version.
+        self.root: Function = self
+        self.keys: dict[Any, Any] | None = None
         self._signature: Signature | None = None
-        self._plain: tuple[int, dict[str, Any]] | NotGiven | None = NOT_GIVEN  # found out when something asks
+        self._plain: Plain | NotGiven | None = NOT_GIVEN  # found out when something asks
 
     @property
     def signature(self) -> Signature:
@@ -101,9 +106,11 @@ class Function:
         return self._with(call, (*self.args, *args), {**self.kwargs, **kwargs}, self.owner)
 
     def _with(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], owner: Any) -> Function:
-        return Function(
+        made = Function(
             call, self.origin, self.is_async, self.is_generator, self.binding, self.whole, args, kwargs, owner
         )
+        made.root = self.root
+        return made
 
     def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call may have these arguments."""
@@ -115,31 +122,47 @@ class Function:
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by parameter name, with defaults and fixed ones, without `self`."""
-        plain = self._plain_parameters()
-        if plain is not None and not kwargs and plain[0] <= len(args) <= len(plain[1]):
-            return {**plain[1], **dict(zip(plain[1], args, strict=False))}  # most calls, at a tenth of the cost
-        return self._bound_inputs(args, kwargs)
+        inputs = self._plain_inputs(args, kwargs)
+        return self._bound_inputs(args, kwargs) if inputs is None else inputs
 
-    def _plain_parameters(self) -> tuple[int, dict[str, Any]] | None:
-        """How many arguments there must be, and the parameters with their defaults, if all are of the plain kind."""
+    def all_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, with the object of a method too; of arguments that do not fit, these as they are."""
+        inputs = self._plain_inputs(args, kwargs)
+        if inputs is None:
+            inputs = self._whole_inputs(args, kwargs)
+        return {"args": (*self.args, *args), "kwargs": {**self.kwargs, **kwargs}} if inputs is None else inputs
+
+    def _plain_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Those of most calls, at a tenth of the cost; `None` if they do not fit, or it is not that simple."""
+        plain = self.plain
+        if plain is None:
+            return None
+        given, defaults = len(args), plain.defaults
+        if given > plain.positional:
+            return None
+        for index, name in plain.required:
+            if index >= given and name not in kwargs:
+                return None
+        if not kwargs:
+            return {**defaults, **dict(zip(defaults, args, strict=False))}
+        for name in kwargs:
+            if plain.positions.get(name, -1) < given:  # unknown, or given twice
+                return None
+        return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
+
+    @property
+    def plain(self) -> Plain | None:
+        """Its parameters, if a call can be bound to them by hand: none of them takes any number of arguments."""
         if self._plain is NOT_GIVEN:
-            parameters = self.whole.parameters
             is_simple = not self.args and not self.kwargs and self.owner is None
-            if is_simple and all(each.kind is Parameter.POSITIONAL_OR_KEYWORD for each in parameters.values()):
-                defaults = {name: each.default for name, each in parameters.items()}
-                self._plain = sum(each is Parameter.empty for each in defaults.values()), defaults
-            else:
-                self._plain = None
+            self._plain = Plain.of(self.whole) if is_simple else None
         return self._plain  # type: ignore[return-value]
 
     def _bound_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            bound = self.whole.bind(*self.args, *args, **{**self.kwargs, **kwargs})
-        except TypeError:
+        inputs = self._whole_inputs(args, kwargs)
+        if inputs is None:
             # They do not fit; or they do, for a decorator below @task adds some. Calling will tell.
             return {**dict(zip(self.signature.parameters, args, strict=False)), **kwargs}
-        bound.apply_defaults()
-        inputs = dict(bound.arguments)
         if self.owner is not None:
             first = next(iter(inputs))
             if self._takes_self_in_args():
@@ -148,8 +171,49 @@ class Function:
                 del inputs[first]
         return inputs
 
+    def _whole_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            bound = self.whole.bind(*self.args, *args, **{**self.kwargs, **kwargs})
+        except TypeError:
+            return None
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
     def _takes_self_in_args(self) -> bool:
         return next(iter(self.whole.parameters.values())).kind is Parameter.VAR_POSITIONAL
+
+
+class Plain(NamedTuple):
+    """The parameters of a function, if each takes one argument.
+
+    Args:
+        defaults: All of them in order, with their defaults.
+        positional: How many may be given by position.
+        required: The position and name of those that have no default.
+        positions: Where in the order each is that may be given by name; of one that may not -1.
+    """
+
+    defaults: dict[str, Any]
+    positional: int
+    required: tuple[tuple[int, str], ...]
+    positions: dict[str, int]
+
+    @classmethod
+    def of(cls, signature: Signature) -> Plain | None:
+        """Those of a signature; `None` if one of them takes any number of arguments."""
+        parameters = signature.parameters
+        kinds = [each.kind for each in parameters.values()]
+        if Parameter.VAR_POSITIONAL in kinds or Parameter.VAR_KEYWORD in kinds:
+            return None
+        return cls(
+            {name: each.default for name, each in parameters.items()},
+            sum(kind is not Parameter.KEYWORD_ONLY for kind in kinds),
+            tuple((index, name) for index, (name, each) in enumerate(parameters.items()) if each.default is each.empty),
+            {
+                name: -1 if kind is Parameter.POSITIONAL_ONLY else index
+                for index, (name, kind) in enumerate(zip(parameters, kinds, strict=True))
+            },
+        )
 
 
 def function_of(target: Any) -> Function:

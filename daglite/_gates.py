@@ -60,7 +60,7 @@ class Gate:
         name: What messages call it.
     """
 
-    state: str  # of a call that waits for it
+    state: str = "waiting"  # of a call that waits for it
 
     def __init__(self, name: str) -> None:
         self.name: str = name

@@ -26,6 +26,7 @@ import anyio
 from . import _clock
 from ._admission import admit, admit_sync
 from ._bridge import run_in_daemon
+from ._caching import cached, cached_sync
 from ._call import Call
 from ._eventloop import give_way
 from ._protocols import Attempt, AttemptRefused, AttemptTimeout, Backend
@@ -35,6 +36,8 @@ __all__ = ["run", "run_sync"]
 
 async def run(call: Call) -> Any:
     """Call a task's function, in the event loop or on a backend, until it succeeds or may not be tried again."""
+    if call.spec.is_cached:
+        return await cached(call, attempts)
     with call:
         result = await (attempt(call) if call.spec.is_single else attempts(call))
         if call.home.watcher is not None:
@@ -44,6 +47,8 @@ async def run(call: Call) -> Any:
 
 def run_sync(call: Call) -> Any:
     """Call a task's function until it succeeds or may not be tried again."""
+    if call.spec.is_cached:
+        return cached_sync(call, attempts_sync)
     with call:
         result = attempt_sync(call) if call.spec.is_single else attempts_sync(call)
         if call.home.watcher is not None:
@@ -53,14 +58,13 @@ def run_sync(call: Call) -> Any:
 
 def attempts(call: Call) -> Awaitable[Any]:
     """Run the function as often as it takes, until the deadline for the whole call if it has one."""
-    total = call.spec.total_timeout
-    return retried(call) if total is None else retried_in_time(call, total)
+    left = call.start_total()
+    return retried(call) if left is None else retried_in_time(call, left)
 
 
 def attempts_sync(call: Call) -> Any:
     """Run the function as often as it takes, until the deadline for the whole call if it has one."""
-    total = call.spec.total_timeout
-    return retried_sync(call) if total is None else retried_in_time_sync(call, total)
+    return retried_sync(call) if call.start_total() is None else retried_in_time_sync(call)
 
 
 async def retried(call: Call) -> Any:
@@ -87,13 +91,13 @@ def retried_sync(call: Call) -> Any:
         call.attempts += 1
 
 
-async def retried_in_time(call: Call, total: float) -> Any:
-    """The same until a deadline, which ends attempts and waits."""
-    deadline = anyio.current_time() + total
-    call.total_deadline = _clock.monotonic() + total
+async def retried_in_time(call: Call, left: float) -> Any:
+    """The same until a deadline, in so many seconds, which ends attempts and waits."""
+    deadline = anyio.current_time() + left
     try:
         with anyio.CancelScope(deadline=deadline):
             value = await retried(call)
+            assert call.total_deadline is not None
             if _clock.monotonic() > call.total_deadline:  # as in `attempt_in_time`
                 call.came_late("total", anyio.current_time() - deadline)
             return value
@@ -103,9 +107,8 @@ async def retried_in_time(call: Call, total: float) -> Any:
         call.last_error = None  # its traceback holds the call
 
 
-def retried_in_time_sync(call: Call, total: float) -> Any:
+def retried_in_time_sync(call: Call) -> Any:
     """The same until a deadline, which ends attempts and waits."""
-    call.total_deadline = _clock.monotonic() + total
     try:
         return retried_sync(call)
     finally:

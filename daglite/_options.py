@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import _checks
 from ._functions import Function, is_plain
 from ._gates import Gate
 from ._retry import RetryDelay, RetryOn
+from ._stores import checked_store
 from ._templates import placeholders
 from .limits import Limit, Rate
 
-__all__ = ["Options", "checked_options"]
+__all__ = ["CacheHash", "CacheTTL", "Options", "checked_options"]
+
+CacheTTL: TypeAlias = "float | Callable[[Any], float | None]"
+"""For how many seconds a result is kept, or a function of the result that says so."""
+
+CacheHash: TypeAlias = "Callable[[Callable[..., Any], Mapping[str, Any]], str]"
+"""Makes a text of a function and its inputs by parameter name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,11 @@ class Options:
     pump: bool
     limit: Limit | None
     rate: Rate | None
+    cache: Any
+    cache_store: Any
+    cache_ttl: CacheTTL | None
+    cache_hash: CacheHash | None
+    version: str | int | None
     backend: str | None
     wrap_errors: bool
 
@@ -67,6 +80,11 @@ def checked_options(
     pump: Any,
     limit: Any,
     rate: Any,
+    cache: Any,
+    cache_store: Any,
+    cache_ttl: Any,
+    cache_hash: Any,
+    version: Any,
     backend: Any,
     wrap_errors: Any,
 ) -> Options:
@@ -87,6 +105,10 @@ def checked_options(
             timeout=timeout,
             total_timeout=total_timeout,
             rate=rate,
+            cache=cache,
+            cache_store=cache_store,
+            cache_ttl=cache_ttl,
+            cache_hash=cache_hash,
         )
     deadlines = {"timeout": timeout, "total_timeout": total_timeout, "item_timeout": item_timeout}
     return Options(
@@ -101,6 +123,11 @@ def checked_options(
         pump=_checked_pump(where, pump, function),
         limit=_checked_limit(where, limit, name),
         rate=_checked_rate(where, rate),
+        cache=_checked_cache(where, cache, cache_store),
+        cache_store=None if cache_store is None else checked_store(f"{where}: cache_store", cache_store),
+        cache_ttl=_checked_cache_ttl(where, cache_ttl),
+        cache_hash=_checked_cache_hash(where, cache_hash),
+        version=_checked_version(where, version),
         backend=_checked_backend(where, backend, deadlines, function),
         wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
@@ -113,18 +140,25 @@ _DEFAULTS = {
     "timeout": None,
     "total_timeout": None,
     "rate": None,
+    "cache": False,
+    "cache_store": None,
+    "cache_ttl": None,
+    "cache_hash": None,
 }
+_CACHE = "a stream is not kept; cache a function that collects it, or the tasks that it calls"
 _INSTEAD = {
     "timeout": "use item_timeout= (seconds per item)",
     "total_timeout": "use item_timeout= (seconds per item), or put a deadline around the loop that consumes it",
     "rate": "use limit= (how many are open at once), or a rate for the tasks that it calls",
+    **dict.fromkeys(("cache", "cache_store", "cache_ttl", "cache_hash"), _CACHE),
 }
 
 
 def _refuse_for_streams(where: str, **given: Any) -> None:
     """Raise for an option that a stream has no use for."""
     for option, value in given.items():
-        if value != _DEFAULTS[option] or isinstance(value, bool):
+        default = _DEFAULTS[option]
+        if (value != default or isinstance(value, bool)) and value is not default:
             remedy = _INSTEAD.get(
                 option, "a stream cannot start over; retry inside it, or in the task that consumes it"
             )
@@ -164,6 +198,34 @@ def _checked_rate(where: str, rate: Any) -> Rate | None:
     if rate is None or isinstance(rate, Rate):
         return rate
     raise TypeError(f"{where}: rate must be a Rate, such as Rate(10, per=1), not {rate!r}")
+
+
+def _checked_cache(where: str, cache: Any, store: Any) -> Any:
+    if isinstance(cache, bool):
+        return cache
+    if store is not None:
+        raise ValueError(f"{where}: cache={cache!r} and cache_store={store!r} name two stores; one of them is enough")
+    return checked_store(f"{where}: cache", cache)
+
+
+def _checked_cache_ttl(where: str, ttl: Any) -> CacheTTL | None:
+    if callable(ttl):
+        if is_plain(ttl):
+            return ttl  # type: ignore[no-any-return]
+        raise TypeError(f"{where}: cache_ttl must be seconds or a plain function of the result, not {ttl!r}")
+    return _checked_seconds(f"{where}: cache_ttl", ttl)
+
+
+def _checked_cache_hash(where: str, cache_hash: Any) -> CacheHash | None:
+    if cache_hash is None or is_plain(cache_hash):
+        return cache_hash  # type: ignore[no-any-return]
+    raise TypeError(f"{where}: cache_hash must be a plain function of the function and its inputs, not {cache_hash!r}")
+
+
+def _checked_version(where: str, version: Any) -> str | int | None:
+    if version is None or type(version) in (str, int):
+        return version  # type: ignore[no-any-return]
+    raise TypeError(f"{where}: version must be a str or an int, not {version!r}")
 
 
 def _checked_name(name: Any, function: Function) -> str:

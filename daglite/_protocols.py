@@ -11,7 +11,31 @@ if TYPE_CHECKING:
 
     from ._metadata import TaskMetadata
 
-__all__ = ["Attempt", "AttemptRefused", "AttemptTimeout", "Backend", "Surroundings", "Thread", "Watched", "Watcher"]
+__all__ = [
+    "Attempt",
+    "AttemptRefused",
+    "AttemptTimeout",
+    "Backend",
+    "Surroundings",
+    "Thread",
+    "Wait",
+    "Watched",
+    "Watcher",
+]
+
+
+class Wait(Protocol):
+    """What a call waits for before its function runs, or runs again."""
+
+    @property
+    def state(self) -> str:
+        """What the tree of calls says of the call."""
+        ...
+
+    @property
+    def name(self) -> str | None:
+        """What that is called which it waits for, if it has a name."""
+        ...
 
 
 class Watched(Protocol):
@@ -25,7 +49,7 @@ class Watched(Protocol):
     cancel: Callable[[], None] | None
     work: Thread | None
     held: Any
-    waits_for: Any
+    waits_for: Wait | None
     deadline: float | None
     total_deadline: float | None
     backing_off: tuple[int, float]
@@ -85,6 +109,18 @@ class Watcher(Protocol):
 
     def waiting(self, call: Watched, limit: str) -> None:
         """An attempt, or a stream, waits for a limit or a rate of that name before it begins."""
+        ...
+
+    def cache_hit(self, call: Watched, key: str, value: Any, *, shared: bool) -> None:
+        """The result of a call, which does not begin, was in its cache, or was computed by another that ran."""
+        ...
+
+    def cache_missed(self, call: Watched, key: str) -> None:
+        """The result of a call is not in its cache."""
+        ...
+
+    def cache_failed(self, call: Watched, operation: str, error: Exception) -> None:
+        """A cache could not be read or written, or for how long to keep a result could not be found out."""
         ...
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:

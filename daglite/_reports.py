@@ -14,7 +14,11 @@ from . import _clock, _hooks
 from ._bus import Bus
 from ._context import Home, Position, Root, reset, set_current
 from ._hooks import Activation, Hooks, Implementation
+from ._log import described
 from .events import (
+    CacheFailed,
+    CacheHit,
+    CacheMissed,
     Event,
     ItemYielded,
     LogRecorded,
@@ -59,6 +63,7 @@ class Reports:
         self._cancelled = hooks.of("on_node_cancelled")
         self._before_retry = hooks.of("before_node_retry")
         self._after_retry = hooks.of("after_node_retry")
+        self._cache_hit = hooks.of("on_cache_hit")
         self._iteration = hooks.of("node_iteration")
         self._activate = hooks.of("activate")
         self._has_hooks: bool = any("session" not in each.hook for each in hooks.implementations)
@@ -106,6 +111,24 @@ class Reports:
         """An attempt, or a stream, waits for a limit or a rate of that name before it begins."""
         if self.bus.listeners:
             event = TaskWaiting(self.bus.session_id, now(), call.metadata, limit)
+            self._publish(event, call, call.slot)
+
+    def cache_hit(self, call: Watched, key: str, value: Any, *, shared: bool) -> None:
+        """The result of a call, which does not begin, was in its cache, or was computed by another that ran."""
+        if self._cache_hit:
+            self._fire(self._cache_hit, call, {"key": key, "value": value})
+        if self.bus.listeners:
+            self._publish(CacheHit(self.bus.session_id, now(), call.metadata, key, shared), call, call.slot)
+
+    def cache_missed(self, call: Watched, key: str) -> None:
+        """The result of a call is not in its cache."""
+        if self.bus.listeners:
+            self._publish(CacheMissed(self.bus.session_id, now(), call.metadata, key), call, call.slot)
+
+    def cache_failed(self, call: Watched, operation: str, error: Exception) -> None:
+        """A cache could not be read or written, or for how long to keep a result could not be found out."""
+        if self.bus.listeners:
+            event = CacheFailed(self.bus.session_id, now(), call.metadata, operation, described(error))
             self._publish(event, call, call.slot)
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:
@@ -266,11 +289,3 @@ def message_of(record: LogRecord) -> str:
         return record.getMessage()
     except Exception:
         return f"<a message of {record.name} that could not be formatted>"
-
-
-def described(error: BaseException) -> str:
-    """An error as text. What a call wraps its function's error in says nothing that its event does not."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # the user's own __str__
-        return type(error).__name__

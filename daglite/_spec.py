@@ -32,6 +32,7 @@ class Spec:
         self.gates: tuple[Gate, ...] = () if options.limit is None and options.rate is None else options.gates
         # Whether an attempt is all of a call.
         self.is_single: bool = not self.retries and self.total_timeout is None and not self.gates
+        self.is_cached: bool = options.cache is not False
         # As in `Options.deadlines`, but quickly: whenever a method is called this is made.
         self.is_bounded: bool = not (self.timeout is None and self.total_timeout is None and self.item_timeout is None)
         self.is_plain: bool = self.is_single and not self.is_bounded

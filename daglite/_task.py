@@ -13,11 +13,12 @@ from typing_extensions import ParamSpec, Self
 from ._bridge import INLINE, find_backend
 from ._call import Call
 from ._context import Home, Position, here
-from ._options import Options
+from ._options import CacheHash, CacheTTL, Options
 from ._protocols import Backend
 from ._reference import reduce_partial, reduce_task
 from ._retry import RetryDelay, RetryOn
 from ._spec import Spec
+from ._stores import StoreLike
 from ._task_call import TaskCall
 from ._typing import NOT_GIVEN, NotGiven
 from .limits import Limit, Rate
@@ -142,6 +143,31 @@ class Task(Generic[P, R]):
         return self._spec.options.rate
 
     @property
+    def cache(self) -> bool | StoreLike:
+        """Whether results are kept, or where."""
+        return self._spec.options.cache  # type: ignore[no-any-return]
+
+    @property
+    def cache_store(self) -> StoreLike | None:
+        """The store that `cache=True` means; `None` for that of the session."""
+        return self._spec.options.cache_store  # type: ignore[no-any-return]
+
+    @property
+    def cache_ttl(self) -> CacheTTL | None:
+        """For how many seconds a result is kept, or what says so; `None` if without end."""
+        return self._spec.options.cache_ttl
+
+    @property
+    def cache_hash(self) -> CacheHash | None:
+        """What makes the key's text of the arguments; `None` for `daglite.cache.default_cache_hash`."""
+        return self._spec.options.cache_hash
+
+    @property
+    def version(self) -> str | int | None:
+        """What counts in keys in place of the function's code; `None` if that does."""
+        return self._spec.options.version
+
+    @property
     def backend(self) -> str | None:
         """Where fan-outs run a sync function; `None` for where the session says."""
         return self._spec.options.backend
@@ -181,6 +207,11 @@ class Task(Generic[P, R]):
         pump: bool | NotGiven = NOT_GIVEN,
         limit: int | Limit | NotGiven | None = NOT_GIVEN,
         rate: Rate | NotGiven | None = NOT_GIVEN,
+        cache: bool | StoreLike | NotGiven = NOT_GIVEN,
+        cache_store: StoreLike | NotGiven | None = NOT_GIVEN,
+        cache_ttl: CacheTTL | NotGiven | None = NOT_GIVEN,
+        cache_hash: CacheHash | NotGiven | None = NOT_GIVEN,
+        version: str | int | NotGiven | None = NOT_GIVEN,
         backend: str | NotGiven | None = NOT_GIVEN,
         wrap_errors: bool | NotGiven = NOT_GIVEN,
     ) -> Self:
@@ -198,6 +229,11 @@ class Task(Generic[P, R]):
             pump: As above.
             limit: As above. A number makes another limit, for the copy and its copies.
             rate: As above.
+            cache: As above. A store in place of `True` is in place of `cache_store` too.
+            cache_store: As above.
+            cache_ttl: As above, in seconds.
+            cache_hash: As above.
+            version: As above.
             backend: As above.
             wrap_errors: As above.
 
@@ -217,10 +253,17 @@ class Task(Generic[P, R]):
             "pump": pump,
             "limit": limit,
             "rate": rate,
+            "cache": cache,
+            "cache_store": cache_store,
+            "cache_ttl": cache_ttl,
+            "cache_hash": cache_hash,
+            "version": version,
             "backend": backend,
             "wrap_errors": wrap_errors,
         }
         changes = {option: value for option, value in options.items() if value is not NOT_GIVEN}
+        if not isinstance(cache, (bool, NotGiven)) and isinstance(cache_store, NotGiven):
+            changes["cache_store"] = None
         spec = self._spec
         return type(self)(Spec(spec.function, spec.options.changed(spec.function, changes)), self._source)
 
@@ -252,6 +295,18 @@ class Task(Generic[P, R]):
         """A call that is begun later: wrong arguments are an error now."""
         self._check_arguments(args, kwargs)
         return TaskCall(self, args, kwargs)
+
+    def _write_key(self, encoding: Any) -> None:
+        """Add to a key what makes this task itself, where it is an argument or a function closes over it."""
+        from .cache._keys import write_function  # not by `import daglite`
+
+        function = self._spec.function
+        root = function.root.call
+        if encoding.is_inside(root):
+            encoding.value(f"{self.__module__}:{self.__qualname__}")
+        else:
+            write_function(encoding, root, self._spec.options.version)
+        encoding.values((function.args, dict(function.kwargs)), 2)
 
     def _run_one(
         self,

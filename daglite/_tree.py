@@ -29,7 +29,8 @@ class LiveCall:
     Args:
         metadata: The call.
         state: `"running"`, also where it waits for what it awaits; `"backing off"` before a retry; `"waiting for a
-            limit"`, `"waiting for a rate"` or `"waiting for a thread"`; `"in a thread"`; of a stream `"between items"`
+            limit"`, `"waiting for a rate"` or `"waiting for a thread"`; `"in a thread"`; of a cached
+            task `"looking in its cache"`, `"following another's computation"` or `"keeping its result"`; of a stream `"between items"`
             when nobody asks for one, or `"closing"`; or `"stuck in an abandoned thread"`, of a thread whose caller was
             released, and which Python cannot stop.
         age: Seconds since it began.
@@ -166,9 +167,9 @@ def _alone(call: Watched, steps: Any, now: float) -> LiveCall:
     state, deadline, retry_in = "running", call.deadline, None
     attempt, until = call.backing_off
     work_state = None if call.work is None else call.work.state
-    gate = call.waits_for
-    if gate is not None:
-        state, deadline = gate.state, None
+    wait = call.waits_for
+    if wait is not None:
+        state, deadline = wait.state, None
     elif attempt == call.attempts:
         state, deadline, retry_in = "backing off", None, until - now
     elif steps is not None and steps.closing:
@@ -183,7 +184,7 @@ def _alone(call: Watched, steps: Any, now: float) -> LiveCall:
         state = "in a thread"
     deadlines = [each for each in (deadline, call.total_deadline) if each is not None]
     left = min(deadlines) - now if deadlines else None
-    limit = None if gate is None else gate.name
+    limit = None if wait is None else wait.name
     return LiveCall(call.metadata, state, now - call.began, call.attempts, left, retry_in, call.items, limit)
 
 

@@ -13,6 +13,9 @@ from uuid import UUID
 from ._metadata import TaskMetadata
 
 __all__ = [
+    "CacheFailed",
+    "CacheHit",
+    "CacheMissed",
     "Event",
     "ItemYielded",
     "LogRecorded",
@@ -91,6 +94,43 @@ class TaskWaiting(TaskEvent):
     """
 
     limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit(TaskEvent):
+    """The result of a call was in its cache: it does not begin, and nothing else is told of it.
+
+    Args:
+        key: What the result is kept under.
+        shared: Whether it was computed meanwhile, by another call with the same key that ran already.
+    """
+
+    key: str
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMissed(TaskEvent):
+    """The result of a call is not in its cache. `TaskStarted` follows.
+
+    Args:
+        key: What the result is to be kept under.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFailed(TaskEvent):
+    """A cache could not be read or written. The call goes on without it.
+
+    Args:
+        operation: `"get"` or `"put"`; `"cache_ttl"` if the function of that name gave no answer.
+        error: The text of what went wrong: the error's type and message.
+    """
+
+    operation: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
     │   ├── TaskTimeoutError    … because its deadline passed (also a TimeoutError)
     │   └── TaskGroupError      calls of a fan-out or session failed (also an ExceptionGroup)
     ├── BackendError            a backend cannot run a call
+    ├── CacheKeyError           no key can be made of a call that is to be cached
     ├── LimitError              a call would wait for a limit that one around it holds (also a RuntimeError)
     ├── SessionError            a session was used when it is not open (also a RuntimeError)
     └── CallCancelledError      a call was cancelled that somebody waits for who was not
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackendError",
+    "CacheKeyError",
     "CallCancelledError",
     "DagliteError",
     "LimitError",
@@ -59,6 +61,13 @@ class LimitError(DagliteError, RuntimeError):
 
 class BackendError(DagliteError):
     """A backend cannot run a call: there is none of that name, or all its threads are stuck."""
+
+
+class CacheKeyError(DagliteError):
+    """No key can be made of a call whose result is to be kept: of its arguments, or of its function.
+
+    It comes out as it is, before the call begins, and is never retried.
+    """
 
 
 class TaskError(DagliteError):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from . import _checks
 from ._metadata import HIDDEN, Redact
+from ._stores import StoreLike, checked_store
 
 __all__ = ["Settings", "get_settings", "hide", "set_settings"]
 
@@ -92,6 +93,10 @@ class Settings:
         redact: A function of the arguments of a call, by parameter name, that returns those that may be shown, in events,
             hooks, errors and `current_task()`, and in names made of them; `hide` makes one. It is called when something
             reads them, in any thread. If it fails none are shown. The text of errors it does not see.
+        cache_store: Where the results of tasks with `cache=True` are kept that name no store: a store, the path of a folder,
+            or `"memory://name"`; `None` if nowhere.
+        cache_key: A secret with which stores that are given as paths sign what they write, so that they read nothing that
+            others have written; `None` if they do not. It is never shown.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -103,6 +108,8 @@ class Settings:
     grace: float = field(default=5.0, metadata={"parse": float})
     on_background_error: Literal["raise", "log"] = field(default="raise", metadata={"parse": str})
     redact: Redact | None = field(default=None, metadata={"parse": _names})
+    cache_store: StoreLike | None = field(default=None, metadata={"parse": str})
+    cache_key: str | bytes | None = field(default=None, repr=False, metadata={"parse": str})
 
     def __post_init__(self) -> None:
         check_settings("Settings", {each.name: getattr(self, each.name) for each in fields(self)})
@@ -136,7 +143,8 @@ class Settings:
                     cls(**{each.name: given[each.name]})
                 except (TypeError, ValueError) as exc:
                     reason = str(exc).removeprefix("Settings: ")
-                    raise ValueError(f"the environment variable {variable} is {text!r}: {reason}") from None
+                    shown = text if each.repr else HIDDEN
+                    raise ValueError(f"the environment variable {variable} is {shown!r}: {reason}") from None
         return cls(**given)
 
 
@@ -162,6 +170,10 @@ def check_settings(where: str, given: Mapping[str, Any]) -> None:
                 _checks.finite(what, value, least=0)
             case "on_background_error":
                 _checks.one_of(what, value, ("raise", "log"))
+            case "cache_store" if value is not None:
+                checked_store(what, value)
+            case "cache_key" if value is not None and (not isinstance(value, (str, bytes)) or not value):
+                raise TypeError(f"{what} must be a str or bytes, and not empty")  # without showing it
             case "redact" if value is not None and not callable(value):
                 raise TypeError(f"{what} must be a function of the inputs, not {value!r}; hide() makes one")
 

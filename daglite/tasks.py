@@ -9,9 +9,10 @@ from typing_extensions import Never, ParamSpec
 
 from ._function_tasks import AsyncTask, SyncTask
 from ._functions import Function, function_of
-from ._options import checked_options
+from ._options import CacheHash, CacheTTL, checked_options
 from ._retry import RetryDelay, RetryOn
 from ._spec import Spec
+from ._stores import StoreLike
 from ._stream_tasks import AsyncTaskStream, SyncTaskStream
 from ._streams import AsyncStream, SyncStream
 from ._task import Task
@@ -81,6 +82,11 @@ def task(
     pump: bool = False,
     limit: int | Limit | None = None,
     rate: Rate | None = None,
+    cache: bool | StoreLike = False,
+    cache_store: StoreLike | None = None,
+    cache_ttl: CacheTTL | None = None,
+    cache_hash: CacheHash | None = None,
+    version: str | int | None = None,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Decorator: ...
@@ -99,6 +105,11 @@ def task(
     pump: bool = False,
     limit: int | Limit | None = None,
     rate: Rate | None = None,
+    cache: bool | StoreLike = False,
+    cache_store: StoreLike | None = None,
+    cache_ttl: CacheTTL | None = None,
+    cache_hash: CacheHash | None = None,
+    version: str | int | None = None,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Any:
@@ -149,6 +160,16 @@ def task(
             its copies; a `Limit` for all tasks that name it. Others wait in line, outside of `timeout`, and show as waiting.
             A sync function that has one, or a rate, cannot be called in place in an event loop's thread, which it would stop.
         rate: A `Rate`: how many attempts begin in a time; any number by default. Not for streams.
+        cache: Whether a result is kept, and given to later calls with equal arguments; off by default. `True` for the store that
+            `cache_store`, the session or the settings name, and without effect if none of them does; or a store; or the path of
+            a folder for one, or `"memory://name"`. Failures are not kept. Not for streams. See `daglite.cache`.
+        cache_store: The store that `cache=True` means; by default that of the session.
+        cache_ttl: For how many seconds a result is kept; by default without end. Or a function of the result that says so, or
+            says `None`.
+        cache_hash: A function of the task's function and its arguments by parameter name that makes the key's text of them;
+            `daglite.cache.default_cache_hash` by default, which takes them as they are, all the way down.
+        version: What counts in a key in place of the function's code and of what that closes over; by default they count, so
+            that a changed function has new keys. What it calls, and globals, never count.
         backend: For sync functions: where fan-outs and `start_soon` run them, `"thread"` or `"inline"`; by default where
             the session says.
         wrap_errors: Whether a failed call raises a `TaskError` with the function's own error as its cause, which is
@@ -173,6 +194,11 @@ def task(
         "pump": pump,
         "limit": limit,
         "rate": rate,
+        "cache": cache,
+        "cache_store": cache_store,
+        "cache_ttl": cache_ttl,
+        "cache_hash": cache_hash,
+        "version": version,
         "backend": backend,
         "wrap_errors": wrap_errors,
     }
