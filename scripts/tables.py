@@ -48,6 +48,11 @@ SOME_VALUE = {  # of an option, other than its default
     "pump": True,
     "limit": 1,
     "rate": Rate(1, per=1),
+    "cache": True,
+    "cache_store": "folder",
+    "cache_ttl": 1.0,
+    "cache_hash": lambda func, inputs: "",
+    "version": 1,
     "backend": "thread",
     "wrap_errors": False,
 }

@@ -246,7 +246,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (Failing, "ValueError: no key today"),
     (cyclic, "contains itself, or is more than 100 levels deep"),
     (lambda: deep(101), "contains itself, or is more than 100 levels deep"),
-    (many, "is larger than 256 MiB"),
+    (many, "is too large for a key: more than 256 MiB, or about a million"),
     (lambda: (lambda: Unknown())(), "Unknown"),
     (object, "object, of which nobody knows what counts"),
     (lambda: iter([1]), "list_iterator, of which nobody knows what counts"),

@@ -1,7 +1,7 @@
 """Where results are kept, and under which keys: see `cache=` of `daglite.task`."""
 
 from .._refresh import refresh_cache
-from .._stores import CACHE_MISS, CacheStore, StoreLike
+from .._stores import CACHE_MISS, CacheMiss, CacheStore
 from ._encoding import register_encoder
 from ._keys import default_cache_hash
 from ._memory import MemoryCacheStore
@@ -10,12 +10,11 @@ __all__ = [
     "CACHE_MISS",
     "CacheStore",
     "MemoryCacheStore",
-    "StoreLike",
     "default_cache_hash",
     "refresh_cache",
     "register_encoder",
 ]
 
-for _public in (CacheStore, MemoryCacheStore, default_cache_hash, refresh_cache, register_encoder):
+for _public in (CacheMiss, CacheStore, MemoryCacheStore, default_cache_hash, refresh_cache, register_encoder):
     _public.__module__ = __name__  # where people find them
 del _public

@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary
 __all__ = ["DIGEST_SIZE", "Encoding", "Unencodable", "name_of_type", "register_encoder"]
 
 MAX_DEPTH = 100
-MAX_SIZE = 1 << 28  # bytes, where an element of a container counts as 64
+MAX_SIZE = 1 << 28  # bytes
+PER_ELEMENT = 1 << 8  # bytes that an element of a container counts as: what it costs is time
 DIGEST_SIZE = 32
 LARGE = 1 << 16  # bytes: from there on the digest of them is written in their place
 
@@ -96,7 +97,7 @@ class Encoding:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise Unencodable(f"contains itself, or is more than {MAX_DEPTH} levels deep")
-        self.spend(64 * count)
+        self.spend(PER_ELEMENT * count)
 
     def leave(self) -> None:
         """Come back from there."""
@@ -106,7 +107,7 @@ class Encoding:
         """Note that so many bytes are about to be added."""
         self._left -= size
         if self._left < 0:
-            raise Unencodable(f"is larger than {MAX_SIZE >> 20} MiB, which is too much for a key")
+            raise Unencodable(f"is too large for a key: more than {MAX_SIZE >> 20} MiB, or about a million elements")
 
     def buffer(self, data: Any) -> None:
         """Add bytes of any kind that lie in one piece; of many bytes the digest."""
