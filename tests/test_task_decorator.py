@@ -134,7 +134,7 @@ def test_bad_options_are_refused_at_once(options: dict[str, Any], error: type[Ex
         task(fetch).with_options(**options)
 
 
-@pytest.mark.parametrize("option", ["cache", "retrys"])
+@pytest.mark.parametrize("option", ["caching", "retrys"])
 def test_there_are_no_other_options(option: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
         task(**{option: True})  # type: ignore[call-overload]
