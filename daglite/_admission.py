@@ -10,19 +10,14 @@ import anyio
 
 from . import _clock
 from ._call import Call
+from ._circles import Blocked, chain_of, whoever
 from ._context import here
-from ._eventloop import running_task
 from ._gates import Gate, Tokens, Waiter
 from ._slots import Slot, check_cancelled
 from ._trips import find_way
 from .exceptions import LimitError
 
-__all__ = ["admit", "admit_sync", "whoever"]
-
-
-def whoever() -> Any:
-    """The task of the event loop that the running code is in, or its thread where there is none."""
-    return running_task() or threading.current_thread()
+__all__ = ["admit", "admit_sync"]
 
 
 async def admit(call: Call, consumer: Any = None) -> None:
@@ -72,10 +67,8 @@ def refuse_nested(call: Call, gate: Gate, consumer: Any) -> None:
     """Raise if those who wait for a call hold what it would wait for."""
     if not isinstance(gate, Tokens):
         return
-    holder: Any = call
-    while not holder.is_background() and holder.caller is not None:
-        holder = holder.caller
-        if holder.held is gate:
+    for holder in chain_of(call):
+        if holder is not call and holder.held is gate:
             raise call.refuse(nested(call, gate, f"task {holder.spec.label!r} around it"))
     if gate.streams:
         consumer = consumer or whoever()
@@ -98,11 +91,13 @@ async def wait_in_loop(call: Call, gate: Gate) -> None:
     gate.join(waiter)
     try:
         call.wait_for(gate)
-        while delay := gate.delay(waiter):
-            if delay == math.inf:
-                await waiter.event.wait()
-            else:
-                await anyio.sleep(delay)
+        with Blocked(call, gate) as blocked:
+            blocked.evict()
+            while delay := gate.delay(waiter):
+                if delay == math.inf:
+                    await waiter.event.wait()
+                else:
+                    await anyio.sleep(delay)
     except BaseException:
         gate.leave(waiter)
         raise
@@ -140,17 +135,19 @@ def wait_here(call: Call, gate: Gate, left: float) -> bool:
     gate.join(waiter)
     try:
         call.wait_for(gate)
-        while True:
-            waiter.event.clear()  # before it is asked: who wakes it in between is not missed
-            delay = gate.delay(waiter)
-            if not delay:
-                break
-            check_cancelled()
-            left = deadline - _clock.monotonic()
-            if left <= 0:
-                gate.leave(waiter)
-                return False
-            waiter.event.wait(min(delay, left, threading.TIMEOUT_MAX))
+        with Blocked(call, gate) as blocked:
+            blocked.evict()
+            while True:
+                waiter.event.clear()  # before it is asked: who wakes it in between is not missed
+                delay = gate.delay(waiter)
+                if not delay:
+                    break
+                check_cancelled()
+                left = deadline - _clock.monotonic()
+                if left <= 0:
+                    gate.leave(waiter)
+                    return False
+                waiter.event.wait(min(delay, left, threading.TIMEOUT_MAX))
     except BaseException:
         gate.leave(waiter)
         raise

@@ -1,11 +1,14 @@
 """A call whose result is kept: looked up before it begins, and kept after its last attempt.
 
-    look up             a hit: that is the result, and nothing begins
-    with call:
-        execute         attempts and waits, as of any call
-        keep            for those who come later; shielded, and outside of the call's deadlines
+    look up                 a hit: that is the result, and nothing begins
+    follow                  another call computes the same: its result, or its error, or it lets this one lead
+    with call:              it leads
+        execute             attempts and waits, as of any call
+        its followers go on
+        keep                for those who come later; shielded, and outside of the call's deadlines
 
-A cache that fails is a miss, or a result that is not kept: never an error of the call.
+A cache that fails is a miss, or a result that is not kept: never an error of the call. What has `_sync` at its end is the same
+in place, where nobody is followed: who waits for another there would keep its thread from computing.
 """
 
 from __future__ import annotations
@@ -22,13 +25,16 @@ from anyio.lowlevel import RunVar, checkpoint_if_cancelled
 
 from . import _checks
 from ._call import Call
+from ._circles import Blocked, chain_of
 from ._context import whereabouts
 from ._eventloop import Loop, comes_from_scope, give_way
+from ._flights import Computation, Flight, Look, Place, detach, flights_here
+from ._gates import Waiter
 from ._log import described, logger
 from ._opening import opened
-from ._refresh import refresh
+from ._refresh import Refresh, refresh
 from ._spec import Spec
-from ._stores import CACHE_MISS, CacheStore
+from ._stores import CACHE_MISS, CacheStore, location_of
 
 if TYPE_CHECKING:
     from ._context import Home
@@ -42,25 +48,24 @@ THREADS = 20  # of stores, for each event loop
 
 
 async def cached(call: Call, execute: Callable[[Call], Awaitable[Any]]) -> Any:
-    """Await the result of a call: that which is kept, or else what its function gives."""
+    """Await the result of a call: that which is kept, or that which another computes, or else what its function gives."""
     call.arrive()
     store = store_of(call.spec, call.home)
     if store is None:
         return await begun(call, execute)
     key = key_of(call.spec, call.args, call.kwargs)
-    value = CACHE_MISS if refresh() else await looked_up(call, store, key)
-    if value is not CACHE_MISS:
-        await checkpoint_if_cancelled()
-        tell_hit(call, key, value)
-        return value
-    if call.watcher is not None:
-        call.watcher.cache_missed(call, key)
-    with call:
-        value = await execute(call)
-        await keep(call, store, key, value)
-        if call.home.watcher is not None:
-            call.result = value
-        return value
+    anew = refresh()
+    if anew is None:
+        if getattr(store, "blocking", True):
+            value = await looked_up(call, store, key)
+        else:
+            call.start_total()
+            value = got(call, store, key)
+        if value is not CACHE_MISS:
+            await checkpoint_if_cancelled()
+            tell_hit(call, key, value)
+            return value
+    return await computed(call, store, (location_of(store), key), anew, execute)
 
 
 def cached_sync(call: Call, execute: Callable[[Call], Any]) -> Any:
@@ -70,19 +75,73 @@ def cached_sync(call: Call, execute: Callable[[Call], Any]) -> Any:
     if store is None:
         return begun_sync(call, execute)
     key = key_of(call.spec, call.args, call.kwargs)
-    call.start_total()
-    value = CACHE_MISS if refresh() else got(call, store, key)
-    if value is not CACHE_MISS:
-        tell_hit(call, key, value)
-        return value
-    if call.watcher is not None:
-        call.watcher.cache_missed(call, key)
-    with call:
+    anew = refresh()
+    if anew is None:
+        call.start_total()
+        value = got(call, store, key)
+        if value is not CACHE_MISS:
+            tell_hit(call, key, value)
+            return value
+    return computed_sync(call, store, (location_of(store), key), anew, execute)
+
+
+async def computed(
+    call: Call, store: CacheStore, place: Place, anew: Refresh | None, execute: Callable[[Call], Awaitable[Any]]
+) -> Any:
+    """What the function gives, for this call or another one with the same key."""
+    refuse_recursion(call, place)
+    flights = flights_here()
+    flight = flights.running(place, anew)
+    if flight is not None and not flight.is_over:
+        blocked = Blocked(call, flight)
+        if blocked.closes_circle():
+            flight = None  # it computes for itself
+        else:
+            await followed(call, flight, blocked)
+    if flight is not None and flight.is_over:
+        return await outcome_of(call, flight)
+    if flight is None or flight.leader is not call:
+        tell_miss(call, place, anew)
+        flight = flights.begin(Flight(place, anew, call))
+    return await led(call, store, flight, execute)
+
+
+def computed_sync(
+    call: Call, store: CacheStore, place: Place, anew: Refresh | None, execute: Callable[[Call], Any]
+) -> Any:
+    """What the function gives."""
+    refuse_recursion(call, place)
+    tell_miss(call, place, anew)
+    with Computation(place, anew) as call.leads, call:
         value = execute(call)
-        keep_sync(call, store, key, value)
+        keep_sync(call, store, call.leads, value)
         if call.home.watcher is not None:
             call.result = value
         return value
+
+
+async def led(call: Call, store: CacheStore, flight: Flight, execute: Callable[[Call], Awaitable[Any]]) -> Any:
+    """What the function gives, for those too who follow; if it is not to be had here, the first of them leads."""
+    call.leads = flight
+    try:
+        with call:
+            try:
+                value = await execute(call)
+            except Exception as exc:
+                if call.fails_by_itself(exc):
+                    noted = not call.spec.options.wrap_errors
+                    flight.fail(exc, call.attempts, is_timeout=call.is_own(exc), is_noted=noted)
+                raise
+            flight.succeed(value)
+            await keep(call, store, flight, value)
+            if call.home.watcher is not None:
+                call.result = value
+            return value
+    finally:
+        del call.leads  # else each would hold the other
+        flight.hand_over()
+        if flight.leader is None:
+            flights_here().end(flight)
 
 
 async def begun(call: Call, execute: Callable[[Call], Awaitable[Any]]) -> Any:
@@ -152,6 +211,55 @@ def first_keys(spec: Spec) -> Keys:
     return made
 
 
+# Following.
+
+
+def refuse_recursion(call: Call, place: Place) -> None:
+    """Raise if a call around this one computes what this one wants.
+
+    Raises:
+        RuntimeError: It does: it would wait for itself.
+    """
+    for around in chain_of(call):
+        if around.leads is not None and around.leads.place == place:
+            text = f"task {call.spec.label!r} calls itself with the same arguments, and would wait for itself"
+            with call:
+                raise call.refuse(RuntimeError(text))
+
+
+async def followed(call: Call, flight: Flight, blocked: Blocked) -> None:
+    """Wait until another call has computed, or lets this one lead, or is not to be waited for."""
+    waiter = Waiter.in_loop()
+    flight.join(waiter, call)
+    call.pause_for(flight)
+    try:
+        with blocked:
+            await in_total_time(call, waiter.event.wait)
+    except BaseException:
+        flight.leave(waiter)
+        call.resume()
+        with call:  # it has begun, for all that anybody hears, and come to this
+            raise
+    call.resume()
+
+
+async def outcome_of(call: Call, flight: Flight) -> Any:
+    """The result of the call that this one has followed, or an error of its own for the same reason."""
+    if not flight.has_failed:
+        await checkpoint_if_cancelled()
+        value = flight.value()
+        tell_hit(call, flight.place[1], value, shared=True)
+        return value
+    error = call.fail_like(flight)
+    traceback = error.__traceback__
+    try:
+        with call:
+            raise error
+    finally:
+        error.__traceback__ = traceback  # of all who raise it it is that of the leader
+        del error
+
+
 # Forgetting.
 
 
@@ -159,18 +267,21 @@ async def forget(spec: Spec, args: tuple[Any, ...], kwargs: Any) -> None:
     """Forget what is kept of a call."""
     store = store_of(spec, whereabouts().home)
     if store is not None:
-        delete = partial(store.delete, key_of(spec, args, kwargs))
+        key = key_of(spec, args, kwargs)
+        detach((location_of(store), key))
         if getattr(store, "blocking", True):
-            await to_its_end(delete, math.inf)
+            await to_its_end(partial(store.delete, key), math.inf)
         else:
-            delete()
+            store.delete(key)
 
 
 def forget_sync(spec: Spec, args: tuple[Any, ...], kwargs: Any) -> None:
     """Forget what is kept of a call."""
     store = store_of(spec, whereabouts().home)
     if store is not None:
-        store.delete(key_of(spec, args, kwargs))
+        key = key_of(spec, args, kwargs)
+        detach((location_of(store), key))
+        store.delete(key)
 
 
 # Reading.
@@ -195,20 +306,21 @@ KEEPING = Keeping()
 
 
 async def looked_up(call: Call, store: CacheStore, key: str) -> Any:
-    """What is kept under a key; nothing, if the store fails. Off the event loop, unless the store never blocks."""
-    if not getattr(store, "blocking", True):
-        call.start_total()
-        return got(call, store, key)
+    """What is kept under a key in a store that blocks; nothing, if the store fails."""
+    look = Look((location_of(store), key))
     call.pause_for(LOOKING)
     try:
-        return await in_total_time(call, partial(got_in_thread, call, store, key))
+        value = CACHE_MISS
+        with flights_here().looking(look):
+            while value is CACHE_MISS and look.is_stale:
+                look.is_stale = False
+                value = await in_total_time(call, partial(got_in_thread, call, store, key))
     except BaseException:
         call.resume()
         with call:  # it has begun, for all that anybody hears, and come to this
             raise
-    finally:
-        if call.waits_for is LOOKING:
-            call.resume()
+    call.resume()
+    return value
 
 
 def got(call: Call, store: CacheStore, key: str) -> Any:
@@ -227,6 +339,12 @@ async def got_in_thread(call: Call, store: CacheStore, key: str) -> Any:
     except Exception as exc:
         failed(call, "get", exc)
         return CACHE_MISS
+
+
+def tell_miss(call: Call, place: Place, anew: Refresh | None) -> None:
+    """Tell that the result of a call was not there; with `refresh_cache()` nobody has looked."""
+    if call.watcher is not None and anew is None:
+        call.watcher.cache_missed(call, place[1])
 
 
 def tell_hit(call: Call, key: str, value: Any, *, shared: bool = False) -> None:
@@ -254,9 +372,9 @@ async def in_total_time(call: Call, func: Callable[[], Awaitable[T]]) -> T:
 # Keeping.
 
 
-async def keep(call: Call, store: CacheStore, key: str, value: Any) -> None:
+async def keep(call: Call, store: CacheStore, computation: Computation, value: Any) -> None:
     """Keep the result of a call, whatever is cancelled."""
-    put = putting(call, store, key, value)
+    put = putting(call, store, computation, value)
     if put is None:
         return
     call.waits_for = KEEPING
@@ -271,9 +389,9 @@ async def keep(call: Call, store: CacheStore, key: str, value: Any) -> None:
         call.waits_for = None
 
 
-def keep_sync(call: Call, store: CacheStore, key: str, value: Any) -> None:
+def keep_sync(call: Call, store: CacheStore, computation: Computation, value: Any) -> None:
     """Keep the result of a call."""
-    put = putting(call, store, key, value)
+    put = putting(call, store, computation, value)
     if put is not None:
         try:
             put()
@@ -281,7 +399,7 @@ def keep_sync(call: Call, store: CacheStore, key: str, value: Any) -> None:
             failed(call, "put", exc)
 
 
-def putting(call: Call, store: CacheStore, key: str, value: Any) -> Callable[[], None] | None:
+def putting(call: Call, store: CacheStore, computation: Computation, value: Any) -> Callable[[], None] | None:
     """A function that keeps a result; `None` if it is not to be kept."""
     ttl = call.spec.options.cache_ttl
     if callable(ttl):
@@ -292,7 +410,16 @@ def putting(call: Call, store: CacheStore, key: str, value: Any) -> Callable[[],
         except Exception as exc:
             failed(call, "cache_ttl", exc)
             return None
-    return partial(store.put, key, value, ttl)
+
+    key, seconds = computation.place[1], ttl
+
+    def put() -> None:
+        if not computation.detached:
+            store.put(key, value, seconds)
+            if computation.detached:  # it was invalidated in the meantime
+                store.delete(key)
+
+    return put
 
 
 def failed(call: Call, operation: str, error: Exception) -> None:

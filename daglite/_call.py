@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from ._flights import Computation, Flight
     from ._gates import Gate, Tokens
     from ._protocols import Backend, Thread, Wait, Watched, Watcher
 
@@ -81,6 +82,7 @@ class Call:
     # What follows is for the tree of calls, and by `_clock.monotonic`.
     work: Thread | None = None  # where the attempt runs, if elsewhere
     held: Tokens | None = None  # the limit of which it has a token
+    leads: Computation | None = None  # what it computes for others too
     waits_for: Wait | None = None  # before the attempt that is to come, or for a cache
     deadline: float | None = None  # of the attempt
     total_deadline: float | None = None  # of the whole call
@@ -89,6 +91,7 @@ class Call:
     _was_late: bool = False
     _cancellations: int = 0  # of the caller, when it began
     _refused: bool = False
+    _is_noted: bool = False  # whether the error says already which task raised it
     _raised: Exception | None = None  # an error that is this call's own already, and not one inside it
 
     def __init__(self, spec: Spec, args: tuple[Any, ...], kwargs: Mapping[str, Any], parent: Position) -> None:
@@ -454,11 +457,41 @@ class Call:
         self._refused = True
         return error
 
+    def fails_by_itself(self, exc: Exception) -> bool:
+        """Whether what it has failed with concerns all who want the same, and not this one call alone.
+
+        Args:
+            exc: What its function raised, and is being handled.
+        """
+        if self._refused or self._is_misfit(exc) or self._is_cancelled():
+            return False
+        return bridged_cancellation(exc) is None
+
+    def fail_like(self, flight: Flight) -> Exception:
+        """The error of the call that this one has followed, to be raised inside of this one."""
+        error, self.attempts, self._is_noted = flight.taken_error(), flight.attempts, flight.is_noted
+        flight.is_noted = self._is_noted or not self.spec.options.wrap_errors
+        self.retries_told = self.attempts - 1
+        if flight.is_timeout and isinstance(error, TaskTimeoutError):
+            text = self._failed_with(f"no result within its timeout of {error.limit:g} s")
+            error = TaskTimeoutError(
+                text, scope=error.scope, limit=error.limit, metadata=self.metadata, attempts=self.attempts
+            )
+            self._raised = error
+        return error
+
+    def is_own(self, exc: BaseException) -> bool:
+        """Whether an error is this call's own, and not one that its function raised."""
+        return exc is self._raised
+
+    def _is_cancelled(self) -> bool:
+        slot = self.slot
+        return is_being_cancelled(self._cancellations) or (slot is not None and (slot.given_up or slot.cancelled))
+
     def _delay_after(self, exc: Exception) -> float | None:
         if self.attempts > self.spec.retries or self._refused or self._is_misfit(exc):
             return None
-        slot = self.slot
-        if is_being_cancelled(self._cancellations) or (slot is not None and (slot.given_up or slot.cancelled)):
+        if self._is_cancelled():
             return None
         options = self.spec.options
         return delay_before(options.name, options.retry_on, options.retry_delay, self.attempts, exc)
@@ -487,7 +520,8 @@ class Call:
     def _wrapped(self, exc: Exception) -> Exception:
         """What the call raises because of its function's error: a `TaskError`, or the error itself with a note."""
         if not self.spec.options.wrap_errors:
-            add_note(exc, f"Raised by task {self.metadata.name!r} after {self._counted()}.")
+            if not self._is_noted:
+                add_note(exc, f"Raised by task {self.metadata.name!r} after {self._counted()}.")
             return exc
         text = self._failed_with(f"{type(exc).__name__}: {exc}")
         error = TaskError(text, metadata=self.metadata, attempts=self.attempts)

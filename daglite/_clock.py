@@ -1,5 +1,9 @@
-"""The clock of this process, for durations, ages and what there is no event loop for: `testing.VirtualClock` replaces it."""
+"""The clocks of this process, which `testing.VirtualClock` replaces.
+
+`monotonic` is for durations, ages and what there is no event loop for; `wall` for moments that other processes know of.
+"""
 
 from time import perf_counter as monotonic
+from time import time as wall
 
-__all__ = ["monotonic"]
+__all__ = ["monotonic", "wall"]

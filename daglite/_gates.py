@@ -64,6 +64,7 @@ class Gate:
 
     def __init__(self, name: str) -> None:
         self.name: str = name
+        self.blocked: dict[Any, None] = {}  # calls below a holder that wait for something
         self._queue: OrderedDict[Waiter, None] = OrderedDict()
         # A generator that the collector closes gives back what it holds, whatever this thread is about to do.
         self._lock = threading.RLock()
@@ -95,6 +96,7 @@ class Gate:
         """In a forked process, where nobody is in the queue, nor has got in."""
         self._lock = threading.RLock()
         self._queue.clear()
+        self.blocked.clear()
 
 
 class Tokens(Gate):

@@ -7,6 +7,7 @@ from ._stores import CacheStore
 __all__ = ["opened"]
 
 _opened: dict[tuple[str, str | bytes | None], CacheStore] = {}
+_folders: dict[str, CacheStore] = {}
 
 
 def opened(text: str, signing_key: str | bytes | None) -> CacheStore:
@@ -21,8 +22,9 @@ def opened(text: str, signing_key: str | bytes | None) -> CacheStore:
 
 
 def _made(text: str, signing_key: str | bytes | None) -> CacheStore:
-    from .cache import MemoryCacheStore  # not by `import daglite`
+    from .cache import FileCacheStore, MemoryCacheStore  # not by `import daglite`
 
     if "://" in text:
         return MemoryCacheStore()
-    raise NotImplementedError
+    made = FileCacheStore(text, signing_key)
+    return _folders.setdefault(made.location, made)

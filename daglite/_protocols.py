@@ -49,6 +49,7 @@ class Watched(Protocol):
     cancel: Callable[[], None] | None
     work: Thread | None
     held: Any
+    leads: Any
     waits_for: Wait | None
     deadline: float | None
     total_deadline: float | None

@@ -18,8 +18,8 @@ import anyio
 from anyio import get_cancelled_exc_class
 
 from . import _clock
-from ._admission import whoever
 from ._call import Call
+from ._circles import whoever
 from ._context import Owner, whereabouts
 from ._eventloop import Loop
 from ._failures import without_cancellation

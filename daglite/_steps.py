@@ -10,8 +10,9 @@ from typing import Any
 
 import anyio
 
-from ._admission import admit, admit_sync, whoever
+from ._admission import admit, admit_sync
 from ._call import Call
+from ._circles import whoever
 from ._context import Owner, Position, set_current
 from ._eventloop import give_way
 from ._log import logger

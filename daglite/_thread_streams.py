@@ -17,9 +17,9 @@ import anyio
 from anyio import to_thread
 
 from . import _clock
-from ._admission import whoever
 from ._bridge import stuck_in_place
 from ._call import Call
+from ._circles import whoever
 from ._context import here
 from ._eventloop import Loop, context_for_thread
 from ._log import logger

@@ -3,18 +3,28 @@
 from .._refresh import refresh_cache
 from .._stores import CACHE_MISS, CacheMiss, CacheStore
 from ._encoding import register_encoder
+from ._files import FileCacheStore
 from ._keys import default_cache_hash
 from ._memory import MemoryCacheStore
 
 __all__ = [
     "CACHE_MISS",
     "CacheStore",
+    "FileCacheStore",
     "MemoryCacheStore",
     "default_cache_hash",
     "refresh_cache",
     "register_encoder",
 ]
 
-for _public in (CacheMiss, CacheStore, MemoryCacheStore, default_cache_hash, refresh_cache, register_encoder):
+for _public in (
+    CacheMiss,
+    CacheStore,
+    FileCacheStore,
+    MemoryCacheStore,
+    default_cache_hash,
+    refresh_cache,
+    register_encoder,
+):
     _public.__module__ = __name__  # where people find them
 del _public

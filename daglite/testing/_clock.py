@@ -111,7 +111,9 @@ class VirtualClock:
         here = Loop()
         self._threads = ThreadsAtWork(here, loop)
         self._put_back = _put_into_asyncio(self, loop) if here.name == "asyncio" else _put_into_trio(self, here)
-        self._real, _clock.monotonic = _clock.monotonic, self._now
+        self._real = _clock.monotonic, _clock.wall
+        self._wall_began = _clock.wall()
+        _clock.monotonic, _clock.wall = self._now, self._wall
         self._threads.watch()
         self._loop, _entered = here, self
         return self
@@ -120,7 +122,7 @@ class VirtualClock:
         global _entered
         _entered = None
         self._threads.unwatch()
-        _clock.monotonic = self._real
+        _clock.monotonic, _clock.wall = self._real
         self._put_back()
         self._passed, self._going_since, self._loop = self.time(), None, None
 
@@ -130,6 +132,9 @@ class VirtualClock:
 
     def _now(self) -> float:
         return self._began + self.time()
+
+    def _wall(self) -> float:
+        return self._wall_began + self.time()
 
     def _move(self, seconds: float) -> None:
         self._passed += seconds
