@@ -193,9 +193,8 @@ def key_of(spec: Spec, args: tuple[Any, ...], kwargs: Any) -> str:
         made = first_keys(spec)
     if options.cache_hash is not None:
         return made.by(options.cache_hash, function.all_inputs(args, kwargs))
-    plain = function.plain
-    if plain is not None and not kwargs and len(args) == plain.positional == len(plain.defaults):
-        return made.of(zip(plain.defaults, args, strict=True))  # without a dictionary for it
+    if not kwargs and len(args) == made.count and function is function.root:
+        return made.of_args(args)
     return made.of(function.all_inputs(args, kwargs).items())
 
 
@@ -204,7 +203,9 @@ def first_keys(spec: Spec) -> Keys:
     from .cache._keys import Keys  # not by `import daglite`
 
     root, version = spec.function.root, spec.options.version
-    made = Keys(spec.label, root.call, version)
+    plain = root.plain
+    is_positional = plain is not None and plain.positional == len(plain.defaults)
+    made = Keys(spec.label, root.call, version, tuple(plain.defaults) if plain and is_positional else None)
     if root.keys is None:
         root.keys = {}
     root.keys[version] = made

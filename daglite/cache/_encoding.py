@@ -14,16 +14,15 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-__all__ = ["DIGEST_SIZE", "Encoding", "Unencodable", "name_of_type", "register_encoder"]
+__all__ = ["ENCODERS", "Encoding", "Unencodable", "name_of_type", "register_encoder"]
 
 MAX_DEPTH = 100
 MAX_SIZE = 1 << 28  # bytes
 PER_ELEMENT = 1 << 8  # bytes that an element of a container counts as: what it costs is time
-DIGEST_SIZE = 32
 LARGE = 1 << 16  # bytes: from there on the digest of them is written in their place
 
 EncoderFunc: TypeAlias = "Callable[[Any, Encoding], None]"
@@ -55,9 +54,9 @@ class Encoding:
         Raises:
             Unencodable: It has none, or it is too large or too deep.
         """
-        encoder = _ENCODERS.get(type(value))
+        encoder = ENCODERS.get(type(value))
         if encoder is None:
-            encoder = _encoder_for(value)
+            encoder = encoder_for(value)
         encoder(value, self)
 
     def named(self, name: str, value: Any) -> None:
@@ -68,11 +67,11 @@ class Encoding:
     def values(self, values: Iterable[Any], count: int) -> None:
         """Add the elements of a container, in order."""
         self.enter(count)
-        encoders = _ENCODERS
+        encoders = ENCODERS
         for value in values:
             encoder = encoders.get(type(value))
             if encoder is None:
-                encoder = _encoder_for(value)
+                encoder = encoder_for(value)
             encoder(value, self)
         self._depth -= 1
 
@@ -118,7 +117,7 @@ class Encoding:
         else:
             self.spend(size)
             self.write(b"%x#" % size)
-            self.write(blake2b(data, digest_size=DIGEST_SIZE).digest())
+            self.write(sha256(data).digest())
 
     def function(self, func: types.FunctionType) -> None:
         """Add a function, by what it does: its code, its defaults, and the values that it closes over.
@@ -155,7 +154,7 @@ class Encoding:
 
     def digest(self) -> str:
         """A text of 64 characters that stands for all of them."""
-        return blake2b(b"".join(self._parts), digest_size=DIGEST_SIZE).hexdigest()
+        return sha256(b"".join(self._parts)).hexdigest()
 
 
 def name_of_type(each: Any) -> str:
@@ -196,7 +195,7 @@ def register_encoder(type: type[Any], encoder: Callable[[Any], Any]) -> None:
     if type in _BUILTIN:
         raise ValueError(f"register_encoder: {type.__qualname__} has an encoding already, which others rely on")
     _found[type] = _by(encoder)
-    _ENCODERS.pop(type, None)
+    ENCODERS.pop(type, None)
 
 
 _type = type
@@ -369,13 +368,13 @@ _BUILTIN: dict[type[Any], EncoderFunc] = {
 }
 
 # Those that are looked up first: the builtin ones, and of the standard library what was met.
-_ENCODERS: dict[type[Any], EncoderFunc] = dict(_BUILTIN)
+ENCODERS: dict[type[Any], EncoderFunc] = dict(_BUILTIN)
 
 # Those that were found out or registered, for as long as there is the class.
 _found: WeakKeyDictionary[type[Any], EncoderFunc] = WeakKeyDictionary()
 
 
-def _encoder_for(value: Any) -> EncoderFunc:
+def encoder_for(value: Any) -> EncoderFunc:
     """How to encode an object of a class that is not among the builtin ones.
 
     Raises:
@@ -393,6 +392,8 @@ def _encoder_for(value: Any) -> EncoderFunc:
 
 def _made_for(cls: type[Any]) -> EncoderFunc | None:
     """How to encode the objects of a class, as its kind tells."""
+    if issubclass(cls, type):
+        return _encode_type
     if hasattr(cls, "_write_key"):  # a task
         return lambda value, encoding: value._write_key(encoding)
     own = getattr(cls, "__cache_key__", None)
@@ -408,8 +409,6 @@ def _made_for(cls: type[Any]) -> EncoderFunc | None:
         return _frames.encoder_for(cls)
     if issubclass(cls, enum.Enum):
         return _by(lambda member: member._value_)
-    if issubclass(cls, type):
-        return _encode_type
     if _is_named_tuple(cls):
         return _by(lambda value: dict(zip(cls._fields, tuple(value), strict=True)))
     if issubclass(cls, _CONTAINERS):
@@ -487,7 +486,7 @@ def _register_paths() -> None:
     import pathlib
 
     for each in (pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, pathlib.WindowsPath):
-        _BUILTIN[each] = _ENCODERS[each] = _encode_path
+        _BUILTIN[each] = ENCODERS[each] = _encode_path
 
 
 _register_paths()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ._encoding import EncoderFunc, Encoding, name_of_type
+from ._encoding import EncoderFunc, Encoding
 
 __all__ = ["encoder_for"]
 
@@ -20,19 +20,23 @@ def encoder_for(cls: type[Any]) -> EncoderFunc | None:
             return encode_number
         if issubclass(cls, np.dtype):
             return encode_text
-    name = name_of_type(cls)
-    package, _, kind = name.partition(":")
-    if package.startswith("pandas."):
-        return _PANDAS.get(kind)
-    if package.startswith("polars."):
-        return _POLARS.get(kind) or (encode_text if issubclass(cls, sys.modules["polars"].DataType) else None)
+    package = _package_of(cls)
+    if package == "pandas":
+        return _PANDAS.get(cls.__qualname__)
+    if package == "polars":
+        polars: Any = sys.modules["polars"]
+        return _POLARS.get(cls.__qualname__) or (encode_text if issubclass(cls, polars.DataType) else None)
     return None
 
 
+def _package_of(cls: type[Any]) -> str:
+    return cls.__module__.partition(".")[0]
+
+
 def begin(value: Any, encoding: Encoding) -> None:
-    """Add the name of the class."""
+    """Add the name of the class, whatever module of its package it is in: that changes between versions."""
     encoding.write(b"o")
-    encoding.value(name_of_type(type(value)))
+    encoding.value(f"{_package_of(type(value))}:{type(value).__qualname__}")
 
 
 def encode_text(value: Any, encoding: Encoding) -> None:
@@ -120,6 +124,18 @@ def encode_timestamp(value: Any, encoding: Encoding) -> None:
     encoding.values((value.value, value.unit, getattr(value, "tzinfo", None)), 3)
 
 
+def encode_period(value: Any, encoding: Encoding) -> None:
+    """A month, say."""
+    begin(value, encoding)
+    encoding.values((value.ordinal, value.freqstr), 2)
+
+
+def encode_interval(value: Any, encoding: Encoding) -> None:
+    """What lies between two values."""
+    begin(value, encoding)
+    encoding.values((value.left, value.right, value.closed), 3)
+
+
 def encode_column_of_polars(series: Any, encoding: Encoding) -> None:
     """A column of polars, with its name."""
     begin(series, encoding)
@@ -147,11 +163,22 @@ _PANDAS: dict[str, EncoderFunc] = {
     "DataFrame": encode_pandas_frame,
     "Series": encode_series,
     **dict.fromkeys(
-        ("Index", "RangeIndex", "DatetimeIndex", "TimedeltaIndex", "PeriodIndex", "CategoricalIndex", "MultiIndex"),
+        (
+            "Index",
+            "RangeIndex",
+            "DatetimeIndex",
+            "TimedeltaIndex",
+            "PeriodIndex",
+            "CategoricalIndex",
+            "MultiIndex",
+            "IntervalIndex",
+        ),
         encode_index,
     ),
     "Timestamp": encode_timestamp,
     "Timedelta": encode_timestamp,
+    "Period": encode_period,
+    "Interval": encode_interval,
     "NAType": encode_text,
     "NaTType": encode_text,
 }

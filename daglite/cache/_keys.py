@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import exceptions
 from .._log import described
-from ._encoding import Encoding, Unencodable, name_of_type
+from ._encoding import ENCODERS, Encoding, Unencodable, encoder_for, name_of_type
 
 __all__ = ["Keys", "default_cache_hash", "write_function"]
 
@@ -23,14 +23,15 @@ class Keys:
         label: What messages call the task.
         func: Its function, not bound to an object.
         version: What stands in place of the function's code, if anything does.
+        names: Its parameters, if all of them take one argument that may be given by position.
 
     Raises:
         CacheKeyError: The function closes over something that cannot be encoded, or has such a default.
     """
 
-    __slots__ = ("_func", "_label", "_names", "part")
+    __slots__ = ("_encoded", "_func", "_label", "_names", "count", "part")
 
-    def __init__(self, label: str, func: Any, version: Any) -> None:
+    def __init__(self, label: str, func: Any, version: Any, names: tuple[str, ...] | None) -> None:
         self._label = label
         self._func = func
         encoding = Encoding()
@@ -43,7 +44,9 @@ class Keys:
                 f"over counts; {_BY_HAND}"
             ) from (None if isinstance(exc, Unencodable) else exc)
         self.part: bytes = encoding.bytes()
-        self._names: dict[str, bytes] = {}  # encoded
+        self.count: int = -1 if names is None else len(names)  # of arguments that `of_args` takes
+        self._names = names or ()
+        self._encoded = tuple(map(encoded_name, self._names))
 
     def of(self, inputs: Iterable[tuple[str, Any]]) -> str:
         """The key of a call.
@@ -54,7 +57,23 @@ class Keys:
         Raises:
             CacheKeyError: One of them cannot be encoded.
         """
-        return digest(self.part, inputs, self._label, self._names)
+        return digest(self.part, inputs, self._label)
+
+    def of_args(self, args: tuple[Any, ...]) -> str:
+        """The same, of arguments that were all given by position: what most calls cost."""
+        encoding = Encoding()
+        write, encoders = encoding.write, ENCODERS
+        write(self.part)
+        try:
+            for name, value in zip(self._encoded, args, strict=True):
+                write(name)
+                encoder = encoders.get(type(value))  # as `Encoding.value` does
+                if encoder is None:
+                    encoder = encoder_for(value)
+                encoder(value, encoding)
+        except Exception:
+            return self.of(zip(self._names, args, strict=True))  # which says with what it fails
+        return encoding.digest()
 
     def by(self, cache_hash: Callable[[Any, Mapping[str, Any]], str], inputs: Mapping[str, Any]) -> str:
         """The key of a call whose task has a `cache_hash`.
@@ -106,28 +125,23 @@ def default_cache_hash(func: Callable[..., Any], inputs: Mapping[str, Any]) -> s
     Raises:
         CacheKeyError: An argument cannot be encoded.
     """
-    return digest(b"", inputs.items(), getattr(func, "__name__", "?"), {})
+    return digest(b"", inputs.items(), getattr(func, "__name__", "?"))
 
 
-def digest(part: bytes, inputs: Iterable[tuple[str, Any]], label: str, names: dict[str, bytes]) -> str:
+def digest(part: bytes, inputs: Iterable[tuple[str, Any]], label: str) -> str:
     """A text of 64 characters that stands for a function's part and for arguments.
 
     Args:
         part: The function's part.
         inputs: The arguments.
         label: What messages call the task.
-        names: The names of parameters that were encoded already, to which others are added.
     """
     encoding = Encoding()
-    write = encoding.write
-    write(part)
+    encoding.write(part)
     name = ""
     try:
         for name, value in inputs:
-            try:
-                write(names[name])
-            except KeyError:
-                write(names.setdefault(name, encoded_name(name)))
+            encoding.value(name)
             encoding.value(value)
         return encoding.digest()
     except Exception as exc:
