@@ -113,6 +113,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_settings("Settings", {each.name: getattr(self, each.name) for each in fields(self)})
+        if isinstance(self.cache_store, os.PathLike):
+            object.__setattr__(self, "cache_store", os.fspath(self.cache_store))  # every call would do it
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

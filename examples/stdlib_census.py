@@ -3,11 +3,13 @@
     python examples/stdlib_census.py
     python examples/stdlib_census.py --event-loop trio --limit 4 --root some/folder
     python examples/stdlib_census.py --sync
+    python examples/stdlib_census.py --cache some/other/folder
 
 The files are found and parsed in worker threads, a few at once, and added up as they come in; the event loop stays free
 to tell how far it is. What is counted on the way comes from the events of the session. Files that do not parse are
 there to be broken, as the test data of Python's own tests: they are counted, and are no failures. With `--sync` the
-program itself is a plain script, which finds all files first and then waits; the tasks are the same.
+program itself is a plain script, which finds all files first and then waits; the tasks are the same. With `--cache` the results are kept in
+a folder, under keys of what is in the files, wherever they lie: a second run parses what has changed, and says how little that was.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from typing import Literal
 import anyio
 
 from daglite import Outcome, map_tasks, session, stream_tasks, task
-from daglite.events import Event, ItemYielded, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
+from daglite.events import CacheHit, Event, ItemYielded, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
 from daglite.exceptions import TaskError
 from daglite.sessions import Subscription
 
@@ -41,14 +43,21 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to know about one file."""
+    """What there is to know about what is in one file."""
 
-    path: Path
     lines: int
     functions: int = 0
     coroutines: int = 0
     seconds: float = 0.0
     broken: bool = False
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One file."""
+
+    path: Path
+    facts: Facts
 
 
 @dataclass
@@ -60,22 +69,23 @@ class Totals:
     functions: int = 0
     coroutines: int = 0
     broken: int = 0
-    slowest: list[Facts] = field(default_factory=list)
+    slowest: list[Examined] = field(default_factory=list)
     failures: list[TaskError] = field(default_factory=list)
 
-    def count(self, outcome: Outcome[Facts]) -> None:
+    def count(self, outcome: Outcome[Examined]) -> None:
         if outcome.value is not None:
             self.add(outcome.value)
         elif isinstance(outcome.error, TaskError):
             self.failures.append(outcome.error)
 
-    def add(self, facts: Facts) -> None:
+    def add(self, file: Examined) -> None:
+        facts = file.facts
         self.files += 1
         self.lines += facts.lines
         self.functions += facts.functions
         self.coroutines += facts.coroutines
         self.broken += facts.broken
-        self.slowest = heapq.nlargest(SHOWN, [*self.slowest, facts], key=lambda each: each.seconds)
+        self.slowest = heapq.nlargest(SHOWN, [*self.slowest, file], key=lambda each: each.facts.seconds)
 
 
 @dataclass
@@ -84,6 +94,8 @@ class Progress:
 
     found: int = 0
     done: int = 0
+    parsed: int = 0
+    cached: int = 0
     failed: int = 0
     retries: int = 0
     seconds: float = 0.0
@@ -94,7 +106,7 @@ class Progress:
         async for event in events:
             self.count(event)
             if visible:
-                print(f"\r{self.done:,} of {self.found:,} files parsed", end="", file=sys.stderr, flush=True)
+                print(f"\r{self.done:,} of {self.found:,} files examined", end="", file=sys.stderr, flush=True)
         if visible:
             print(file=sys.stderr)
 
@@ -102,12 +114,15 @@ class Progress:
         match event:
             case ItemYielded():
                 self.found += 1
-            case TaskSucceeded(items=None):  # a call; at its end a stream says how many items it gave
-                self.done += 1
+            case TaskSucceeded(items=None, metadata=call):  # at its end a stream says how many items it gave
+                self.done += call.map_index is not None  # one of the fan-out
+                self.parsed += call.map_index is None
+            case CacheHit():
+                self.cached += 1
             case TaskRetrying():
                 self.retries += 1
-            case TaskFailed():
-                self.failed += 1
+            case TaskFailed(metadata=call):
+                self.failed += call.map_index is not None
             case SessionEnded(duration=seconds):
                 self.seconds = seconds
 
@@ -124,23 +139,29 @@ def source_files(root: Path) -> Iterator[Path]:
 
 # An editor that saves a file, or pip that upgrades one, takes it away for a moment.
 @task(retries=2, retry_on=FileNotFoundError, retry_delay=0.05)
-def examine(path: Path) -> Facts:
-    """Parse one file and count what is in it."""
+def examine(path: Path) -> Examined:
+    """Read one file, and count what is in it."""
+    return Examined(path, parse(path.read_bytes()))
+
+
+# The key is made of the source itself. What the parser makes of that changes with Python, as does the folder of the cache.
+@task(cache=True, version=1)
+def parse(source: bytes) -> Facts:
+    """Parse a source, and count what is in it."""
     began = thread_time()
-    source = path.read_bytes()
     lines = len(source.splitlines())
     try:
-        tree = ast.parse(source, path.name)
+        tree = ast.parse(source)
     except SyntaxError:
-        return Facts(path, lines, seconds=thread_time() - began, broken=True)
+        return Facts(lines, seconds=thread_time() - began, broken=True)
     kinds = Counter(map(type, ast.walk(tree)))
-    return Facts(path, lines, kinds[ast.FunctionDef], kinds[ast.AsyncFunctionDef], thread_time() - began)
+    return Facts(lines, kinds[ast.FunctionDef], kinds[ast.AsyncFunctionDef], thread_time() - began)
 
 
-async def take_census(root: Path, limit: int) -> tuple[Totals, Progress]:
+async def take_census(root: Path, limit: int, cache: Path | None = None) -> tuple[Totals, Progress]:
     """Examine every file under a folder, so many at once."""
     totals, progress = Totals(), Progress()
-    async with session(name="census") as s:
+    async with session(name="census", cache_store=cache) as s:
         s.watch(progress.follow)
         files = source_files.to_thread(root)
         async with stream_tasks(examine, files, limit=limit, errors="collect") as outcomes:
@@ -149,10 +170,12 @@ async def take_census(root: Path, limit: int) -> tuple[Totals, Progress]:
     return totals, progress
 
 
-def take_census_here(root: Path, limit: int, event_loop: Literal["asyncio", "trio"]) -> tuple[Totals, Progress]:
+def take_census_here(
+    root: Path, limit: int, event_loop: Literal["asyncio", "trio"], cache: Path | None = None
+) -> tuple[Totals, Progress]:
     """The same from a plain script: an event loop is in the background for as long as the session is open."""
     totals, progress = Totals(), Progress()
-    with session(name="census", event_loop=event_loop) as s:
+    with session(name="census", event_loop=event_loop, cache_store=cache) as s:
         s.watch(progress.follow)
         files = list(source_files(root))
         for outcome in map_tasks(examine, files, limit=limit, errors="collect"):
@@ -160,7 +183,7 @@ def take_census_here(root: Path, limit: int, event_loop: Literal["asyncio", "tri
     return totals, progress
 
 
-def print_report(root: Path, totals: Totals, progress: Progress) -> None:
+def print_report(root: Path, totals: Totals, progress: Progress, *, with_cache: bool) -> None:
     rows = {
         "files": f"{totals.files:,}",
         "lines": f"{totals.lines:,}",
@@ -172,11 +195,15 @@ def print_report(root: Path, totals: Totals, progress: Progress) -> None:
         "wall time": f"{progress.seconds:.2f} s",
         "calls/s": f"{(progress.done + progress.failed) / progress.seconds:,.0f}",
     }
+    if with_cache:
+        rows["parsed"], rows["in the cache"] = f"{progress.parsed:,}", f"{progress.cached:,}"
     for name, value in rows.items():
         print(f"  {name:18}{value:>12}")
+    if with_cache and not progress.parsed:
+        print("\nNothing was parsed: what is in these files was in the cache.")
     print("\nSlowest files, in CPU time:")
-    for facts in totals.slowest:
-        print(f"  {facts.seconds:.3f} s  {facts.path.relative_to(root)}")
+    for file in totals.slowest:
+        print(f"  {file.facts.seconds:.3f} s  {file.path.relative_to(root)}")
     if totals.failures:
         print("\nFiles that could not be examined:")
     for error in totals.failures:
@@ -189,9 +216,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=8, help="files at once (default: %(default)s)")
     parser.add_argument("--event-loop", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--sync", action="store_true", help="as a plain script, with the event loop in the background")
+    parser.add_argument("--cache", type=Path, help="folder in which results are kept for the next time")
     arguments = parser.parse_args()
     if not arguments.root.is_dir():
         parser.error(f"--root: there is no folder {str(arguments.root)!r}")
+    if arguments.cache is not None and arguments.cache.exists() and not arguments.cache.is_dir():
+        parser.error(f"--cache: {str(arguments.cache)!r} is no folder")
     if arguments.limit < 1:
         parser.error(f"--limit: at least one file at once, not {arguments.limit}")
     if arguments.event_loop == "trio" and importlib.util.find_spec("trio") is None:
@@ -211,11 +241,12 @@ def main() -> None:
         f"{arguments.root}: Python {platform.python_version()}, {arguments.event_loop}, "
         f"{arguments.limit} files at once in threads"
     )
+    root, limit, cache, event_loop = arguments.root, arguments.limit, arguments.cache, arguments.event_loop
     if arguments.sync:
-        totals, progress = take_census_here(arguments.root, arguments.limit, arguments.event_loop)
+        totals, progress = take_census_here(root, limit, event_loop, cache)
     else:
-        totals, progress = anyio.run(take_census, arguments.root, arguments.limit, backend=arguments.event_loop)
-    print_report(arguments.root, totals, progress)
+        totals, progress = anyio.run(take_census, root, limit, cache, backend=event_loop)
+    print_report(root, totals, progress, with_cache=cache is not None)
 
 
 if __name__ == "__main__":

@@ -251,6 +251,7 @@ def test_settings_name_a_store_and_do_not_show_their_key() -> None:
     found = Settings.from_env({"DAGLITE_CACHE_STORE": "memory://env", "DAGLITE_CACHE_KEY": "hunter2"})
     assert found == Settings(cache_store="memory://env", cache_key="hunter2")
     assert "hunter2" not in repr(found)
+    assert Settings(cache_store=Path("a")).cache_store == "a"
     assert get_settings().cache_store is None
     for value, error in [("redis://x", ValueError), ("", ValueError), (3, TypeError), (Shelf, TypeError)]:
         with pytest.raises(error, match="Settings: cache_store"):

@@ -87,10 +87,48 @@ def test_the_census_prints_its_table(library: Path, event_loop: str, how: list[s
     assert "Slowest files" in done.stdout
 
 
+async def test_a_second_census_with_a_cache_parses_nothing_and_a_third_what_has_changed(
+    census: Any, library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    (library / "same.py").write_bytes((library / "a.py").read_bytes())
+    counted = []
+    for _ in range(2):
+        totals, progress = await census.take_census(library, 1, cache)
+        counted.append((progress.parsed, progress.cached))
+        assert (progress.done, totals.files, totals.lines, totals.functions, totals.broken) == (4, 4, 7, 3, 1)
+    assert counted == [(3, 1), (0, 4)]
+    (library / "moved").mkdir()
+    (library / "a.py").rename(library / "moved" / "elsewhere.py")
+    (library / "package" / "b.py").write_text("x = 1\n")
+    totals, progress = await census.take_census(library, 1, cache)
+    assert (progress.parsed, progress.cached, totals.functions) == (1, 3, 2)
+
+
+def test_the_census_says_that_nothing_was_parsed(library: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    script = [
+        sys.executable,
+        "-W",
+        "error",
+        str(EXAMPLES / "stdlib_census.py"),
+        "--root",
+        str(library),
+        "--cache",
+        str(cache),
+    ]
+    first, second = (subprocess.run(script, capture_output=True, text=True, check=True, timeout=50) for _ in range(2))
+    said = "Nothing was parsed: what is in these files was in the cache."
+    assert (said in first.stdout, said in second.stdout) == (False, True)
+    assert re.search(r"parsed +0\n +in the cache +3\n", second.stdout)
+    assert second.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--root", "/no/such/folder"], "--root: there is no folder '/no/such/folder'"),
+        (["--cache", __file__], "test_examples.py' is no folder"),
         (["--limit", "0"], "--limit: at least one file at once, not 0"),
         (["--event-loop", "curio"], "invalid choice: 'curio'"),
     ],
