@@ -139,9 +139,7 @@ async def led(call: Call, store: CacheStore, flight: Flight, execute: Callable[[
             return value
     finally:
         del call.leads  # else each would hold the other
-        flight.hand_over()
-        if flight.leader is None:
-            flights_here().end(flight)
+        flights_here().hand_over(flight)
 
 
 async def begun(call: Call, execute: Callable[[Call], Awaitable[Any]]) -> Any:
@@ -237,7 +235,8 @@ async def followed(call: Call, flight: Flight, blocked: Blocked) -> None:
         with blocked:
             await in_total_time(call, waiter.event.wait)
     except BaseException:
-        flight.leave(waiter)
+        if flight.leave(waiter):
+            flights_here().hand_over(flight)
         call.resume()
         with call:  # it has begun, for all that anybody hears, and come to this
             raise

@@ -102,11 +102,10 @@ class Flight(Computation):
         """Wait for it."""
         self._followers[waiter] = call
 
-    def leave(self, waiter: Waiter) -> None:
-        """Wait no more; if it was given the lead by now, the next leads."""
+    def leave(self, waiter: Waiter) -> bool:
+        """Wait no more; whether it was given the lead by now, which is for the next then."""
         self._followers.pop(waiter, None)
-        if waiter.is_admitted:
-            self.hand_over()
+        return waiter.is_admitted
 
     def evict(self, call: Watched) -> None:
         """Let a follower compute for itself."""
@@ -147,7 +146,7 @@ class Flight(Computation):
             self._error = None
         return error
 
-    def hand_over(self) -> None:
+    def pass_on(self) -> None:
         """Let the first of those who wait compute it from the start; nobody, if it is over, or nobody waits."""
         self.leader = None
         if self._followers:
@@ -220,8 +219,11 @@ class Flights:
             self._flights[flight.place] = flight
         return flight
 
-    def end(self, flight: Flight) -> None:
-        """End one: it is kept, or nobody is left to compute it."""
+    def hand_over(self, flight: Flight) -> None:
+        """Let another lead one; if nobody is left to, or it is over, it ends."""
+        flight.pass_on()
+        if flight.leader is not None:
+            return
         if self._flights.get(flight.place) is flight:
             del self._flights[flight.place]
         flight.__exit__()

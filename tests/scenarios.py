@@ -25,6 +25,7 @@ from daglite import (
     stream_tasks,
     task,
 )
+from daglite.cache import MemoryCacheStore
 from daglite.exceptions import TaskError
 
 Scenario: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
@@ -282,6 +283,44 @@ async def calls_that_wait_for_a_rate() -> Any:
     for number in range(4):
         await paced.run_on("inline", number)
     return round((anyio.current_time() - began) / unit.get())
+
+
+@scenario
+async def calls_that_share_what_is_computed() -> Any:
+    runs: list[str] = []
+
+    @task(cache=MemoryCacheStore(), version=1, cache_ttl=1000)
+    async def work(name: str) -> list[str]:
+        runs.append(name)
+        await sleep(1)
+        if name == "broken":
+            raise ValueError(name)
+        return [name]
+
+    outcomes = {}
+
+    async def call(who: int, name: str, units: float) -> None:
+        with anyio.move_on_after(units * unit.get()):
+            outcomes[who] = await outcome_of(work(name))
+
+    async with anyio.create_task_group() as group:
+        for who, (name, units) in enumerate([("a", 0.5), ("a", 9), ("a", 9), ("broken", 9), ("broken", 9), ("b", 9)]):
+            group.start_soon(call, who, name, units)
+            await sleep(0.1)
+    return sorted(outcomes.items()), sorted(runs), await work("a"), len(runs)
+
+
+@scenario
+async def calls_that_wait_for_each_other_crosswise() -> Any:
+    @task(cache=MemoryCacheStore(), version=1)
+    async def work(number: int) -> int:
+        await sleep(1 + number)
+        metadata = current_task()
+        if metadata is not None and metadata.parent_id is None:
+            await work(1 - number)
+        return number
+
+    return await gather_tasks(work, [0, 1])
 
 
 @scenario

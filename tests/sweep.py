@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, Rate, TaskMetadata, current_session, current_task, session
+from daglite import Limit, Rate, TaskMetadata, _circles, _flights, current_session, current_task, session
 from daglite._context import OPEN
 from daglite.events import (
+    CacheHit,
     SessionEnded,
     SessionStarted,
     TaskCancelled,
@@ -203,6 +204,8 @@ class Watch:
         assert self.limit._tokens.streams == {}
         assert self.rate.tasks_waiting == 0
         assert not OPEN
+        assert not _flights._running
+        assert not _circles._of_tasks
         assert_each_has_one_end(self.recorder)
 
     def assert_ends_are_told(self, s: Session) -> None:
@@ -221,8 +224,9 @@ def assert_each_has_one_end(recorder: EventRecorder) -> None:
     started = Counter(event.metadata.id for event in recorder.of(TaskStarted))
     ended = Counter(event.metadata.id for event in recorder.of(TaskSucceeded, TaskFailed, TaskCancelled))
     assert started == ended
-    assert set(started.values()) <= {1}
-    assert {event.metadata.id for event in recorder if isinstance(event, TaskEvent)} == set(started)
+    hits = Counter(event.metadata.id for event in recorder.of(CacheHit))
+    assert set((started + hits).values()) <= {1}
+    assert {event.metadata.id for event in recorder if isinstance(event, TaskEvent)} == {*started, *hits}
     assert len(recorder.of(SessionStarted)) == len(recorder.of(SessionEnded))
 
 

@@ -26,9 +26,11 @@ from daglite import (
     stream_tasks,
     task,
 )
+from daglite.cache import MemoryCacheStore
 from daglite.exceptions import TaskError, TaskGroupError
 from daglite.sessions import Session, Subscription
 from tests import sweep
+from tests.test_cache import Shelf
 
 LIMIT = Limit("sweep", 1)
 RATE = Rate(1_000_000)
@@ -216,6 +218,35 @@ async def call_from_a_thread() -> None:
 
 async def call_from_another_thread() -> None:
     await to_thread.run_sync(plain.from_thread, 1) if current_session() else await back.to_thread()
+
+
+async def cached_calls() -> None:
+    cached = plain.with_options(cache=MemoryCacheStore(), version=1)
+    assert [await cached(2), await cached(2)] == [2, 2]
+    await cached.invalidate(2)
+
+
+async def cached_calls_of_a_store_that_blocks() -> None:
+    shelf = Shelf()
+    cached = plain.with_options(cache=shelf, version=1, total_timeout=60)
+    assert [await cached(2), await cached(2)] == [2, 2]
+    await cached.invalidate(2)
+    assert not shelf.kept
+
+
+async def calls_that_share_a_computation() -> None:
+    shared = nested.with_options(cache=MemoryCacheStore(), version=1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(shared, 1)
+        group.start_soon(shared, 1)
+        assert await shared(1) == 4
+
+
+async def calls_that_share_a_failure() -> None:
+    shared = failing.with_options(cache=Shelf(), version=1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: calls_of(shared, fails=True))
+        await calls_of(shared, fails=True)
 
 
 # Streams.
@@ -507,7 +538,8 @@ OPERATIONS = [
     call_with_a_timeout, call_with_a_total_timeout, call_with_every_option, call_with_a_shield,
     calls_that_wait_for_a_limit, calls_that_wait_for_a_rate, call_of_a_method, call_of_a_partial, call_in_a_thread,
     call_in_a_thread_with_a_timeout, call_in_a_thread_with_retries, call_in_place, call_from_a_thread,
-    call_from_another_thread, stream_to_its_end, stream_that_is_left_early, stream_that_is_dropped,
+    call_from_another_thread, cached_calls, cached_calls_of_a_store_that_blocks, calls_that_share_a_computation,
+    calls_that_share_a_failure, stream_to_its_end, stream_that_is_left_early, stream_that_is_dropped,
     stream_that_is_sent_to, stream_that_is_pumped, stream_with_deadlines, stream_with_a_limit, stream_in_a_thread,
     stream_in_a_thread_with_deadlines, stream_from_a_thread, stream_in_place, gather, gather_of_a_source,
     gather_of_streams, gather_of_calls, gather_in_threads, gather_that_fails, gather_that_collects,

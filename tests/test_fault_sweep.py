@@ -10,12 +10,14 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from daglite import Limit, Rate, gather_tasks, map_tasks, report, session, stream_tasks, task
+from daglite.cache import MemoryCacheStore
 from daglite.events import TaskStarted
 from daglite.exceptions import TaskError, TaskGroupError
 from daglite.plugins import hook_impl
 from daglite.sessions import Subscription
 from daglite.testing import Faults
 from tests import sweep
+from tests.test_cache import Shelf
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -74,6 +76,8 @@ async def program() -> list[Any]:
         results.append([item async for item in rows_sync.to_thread(2)])
         results.append(list(rows_sync(2)))
         results.append(await gather_tasks(square, [1, 2], limit=1))
+        cached = plain.with_options(cache=MemoryCacheStore(), version=1)
+        results.append([await cached(1), await cached(1)])
         results.append([outcome.value for outcome in await gather_tasks(flaky, [1, 2], errors="collect")])
         try:
             await flaky(1)
@@ -119,7 +123,7 @@ def _hook(name: str) -> Any:
 
 for _name in (
     *("before_session_start", "after_session_end", "before_node_execute", "after_node_execute", "on_node_error"),
-    *("on_node_cancelled", "before_node_retry", "after_node_retry", "node_iteration"),
+    *("on_node_cancelled", "before_node_retry", "after_node_retry", "node_iteration", "on_cache_hit"),
 ):
     setattr(Unruly, _name, _hook(_name))
 
@@ -201,6 +205,64 @@ async def test_a_subscriber_that_fails_changes_nothing(caplog: pytest.LogCapture
         assert record.exc_info
         assert isinstance(record.exc_info[1], Mine)
     assert 40 < number < sweep.MOST - 1
+
+
+class Rusty(Shelf):
+    """A store of whose methods the so manieth that is called fails."""
+
+    def __init__(self, number: int, error: type[BaseException], *, blocking: bool) -> None:
+        super().__init__(blocking=blocking)
+        self.left = number
+        self.fault = error
+
+    def _come(self, what: str) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise self.fault
+
+
+async def use(store: Rusty) -> list[Any]:
+    """Everything that asks a store, and what it comes to."""
+    cached, here = plain.with_options(cache=store, version=1), square.with_options(cache=store, version=1)
+    results: list[Any] = [await cached(2), await cached(2), await gather_tasks(cached, [1, 1, 2])]
+    return [*results, await here.to_thread(3), here.with_options(limit=None, rate=None)(3)]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_store_that_fails_changes_nothing(blocking: bool, caplog: pytest.LogCaptureFixture) -> None:
+    expected = [2, 2, [1, 1, 2], 9, 9]
+    for number in range(sweep.MOST):
+        caplog.clear()
+        store = Rusty(number, Mine, blocking=blocking)
+
+        async def run(store: Rusty = store) -> bool:
+            assert await use(store) == expected
+            return True
+
+        await sweep.Watch(LIMIT, RATE).in_session(run)
+        if store.left >= 0:
+            break
+        (record,) = caplog.records
+        assert "Mine" in record.getMessage()
+    assert 8 < number < sweep.MOST - 1
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_what_ends_a_program_comes_out_of_every_store(blocking: bool, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(sweep.MOST):
+        store = Rusty(number, Interrupt, blocking=blocking)
+        watch = sweep.Watch(LIMIT, RATE)
+        try:
+            with watch.recorder:
+                async with session(plugins=[watch.balance]):
+                    await use(store)
+        except BaseException as exc:
+            assert {type(each) for each in flattened(exc)} == {Interrupt}, number
+        else:
+            break
+        watch.assert_nothing_is_left()
+    assert 8 < number < sweep.MOST - 1
+    assert caplog.records == []
 
 
 def sync_source(fails_at: int, error: type[BaseException]) -> Iterator[int]:

@@ -251,6 +251,22 @@ async def test_a_follower_that_is_given_the_lead_and_cancelled_in_the_same_momen
     assert slow.results == {3: [1]}
 
 
+async def test_when_all_are_cancelled_in_the_same_moment_the_next_call_computes() -> None:
+    slow = Slow()
+    async with anyio.create_task_group() as group:
+        scopes = []
+        for who in range(3):
+            scopes.append(slow.start(group, who))
+            await settle()
+        for scope in scopes:
+            scope.cancel()
+    assert slow.results == {}
+    slow.let_go.set()
+    with anyio.fail_after(30):
+        assert await slow.task(1) == [1]
+    assert slow.runs == 2
+
+
 # A leader that fails.
 
 
