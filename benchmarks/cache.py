@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,9 @@ class Hits:
         self.cashews_disk: Any = None
         self.joblib: Any = None
         if find_spec("joblib"):
-            import joblib
-
-            self.joblib = joblib.Memory(str(folder / "joblib"), verbose=0).cache(small)
+            self.joblib = import_module("joblib").Memory(str(folder / "joblib"), verbose=0).cache(small)
         if event_loop == "asyncio" and find_spec("cashews"):
-            import cashews
-
+            cashews = import_module("cashews")
             memory_cache, disk = cashews.Cache(), cashews.Cache()
             memory_cache.setup("mem://")
             disk.setup(f"disk://?directory={folder / 'cashews'}")
@@ -135,8 +133,7 @@ async def keys() -> dict[str, float]:
         "two small arguments, by name": seconds_of(lambda: key_of(spec, (1,), {"name": "ada"})),
     }
     if find_spec("joblib"):
-        import joblib
-
+        joblib = import_module("joblib")
         seconds["joblib.hash of 1,000 elements"] = seconds_of(lambda: joblib.hash(NESTED), 20)
         seconds["joblib.hash of two arguments"] = seconds_of(lambda: joblib.hash((1, "ada")), 200)
     return seconds
@@ -146,8 +143,7 @@ def megabytes() -> None:
     """Print how quickly much of one piece becomes a key."""
     large: dict[str, Any] = {"bytes": os.urandom(1 << 20), "str": "é" * (1 << 19)}
     if find_spec("numpy"):
-        import numpy as np
-
+        np = import_module("numpy")
         large["a numpy array"] = np.random.default_rng(1).random(1 << 17)
         large["a transposed numpy array"] = np.random.default_rng(1).random((256, 512)).T
     print("\nthe key of 1 MB")

@@ -23,6 +23,8 @@ __all__ = ["Books", "SessionStats"]
 class SessionStats:
     """How many calls a session has made, by state, streams and the calls of inner sessions included.
 
+    A call whose result was in its cache has not begun, and does not count.
+
     Args:
         running: Those that have begun and not ended.
         succeeded: Those that have given their result, and streams that came to their end or were closed.

@@ -13,7 +13,6 @@ in place, where nobody is followed: who waits for another there would keep its t
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -28,6 +27,7 @@ from ._call import Call
 from ._circles import Blocked, chain_of
 from ._context import whereabouts
 from ._eventloop import Loop, comes_from_scope, give_way
+from ._failures import is_cancellation
 from ._flights import Computation, Flight, Look, Place, detach, flights_here
 from ._gates import Waiter
 from ._log import described, logger
@@ -92,15 +92,12 @@ async def computed(
     refuse_recursion(call, place)
     flights = flights_here()
     flight = flights.running(place, anew)
-    if flight is not None and not flight.is_over:
-        blocked = Blocked(call, flight)
-        if blocked.closes_circle():
-            flight = None  # it computes for itself
-        else:
-            await followed(call, flight, blocked)
-    if flight is not None and flight.is_over:
-        return await outcome_of(call, flight)
-    if flight is None or flight.leader is not call:
+    if flight is not None:
+        if not flight.is_over:
+            await followed(call, flight)
+        if flight.is_over:
+            return await outcome_of(call, flight)
+    if flight is None or flight.leader is not call:  # there is none, or it is not to be waited for
         tell_miss(call, place, anew)
         flight = flights.begin(Flight(place, anew, call))
     return await led(call, store, flight, execute)
@@ -226,13 +223,15 @@ def refuse_recursion(call: Call, place: Place) -> None:
                 raise call.refuse(RuntimeError(text))
 
 
-async def followed(call: Call, flight: Flight, blocked: Blocked) -> None:
+async def followed(call: Call, flight: Flight) -> None:
     """Wait until another call has computed, or lets this one lead, or is not to be waited for."""
     waiter = Waiter.in_loop()
     flight.join(waiter, call)
     call.pause_for(flight)
     try:
-        with blocked:
+        with Blocked(call, flight) as blocked:
+            if blocked.closes_circle():
+                flight.evict(call)
             await in_total_time(call, waiter.event.wait)
     except BaseException:
         if flight.leave(waiter):
@@ -270,7 +269,7 @@ async def forget(spec: Spec, args: tuple[Any, ...], kwargs: Any) -> None:
         key = key_of(spec, args, kwargs)
         detach((location_of(store), key))
         if getattr(store, "blocking", True):
-            await to_its_end(partial(store.delete, key), math.inf)
+            await in_thread(partial(store.delete, key))
         else:
             store.delete(key)
 
@@ -473,9 +472,12 @@ async def to_its_end(func: Callable[[], None], grace: float) -> None:
 
     try:
         await in_thread(run)
-    except BaseException:
+    except BaseException as exc:
+        if not is_cancellation(exc):
+            raise
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + grace):
-            await in_thread(run)  # which the cancellation may have come before
+            if not once.locked():  # the cancellation came before it
+                await in_thread(run)
             await ended.wait()
         if not ended.is_set():
             errors.append(TimeoutError(f"it has taken longer than the {grace:g} s that a cancelled call waits for it"))

@@ -100,4 +100,5 @@ def checked_store(what: str, store: Any) -> Any:
 
 def location_of(store: CacheStore) -> Any:
     """What two objects have in common that are one store."""
-    return getattr(store, "location", store)
+    location = getattr(store, "location", None)
+    return id(store) if location is None else location  # itself it need not be hashable

@@ -195,6 +195,15 @@ async def test_a_copy_with_other_options_shares_what_is_kept(store: Any) -> None
     assert square.runs == [2]
 
 
+async def test_a_store_need_not_be_hashable() -> None:
+    class Unhashable(Shelf):
+        __hash__ = None  # type: ignore[assignment]
+
+    square = Square(Unhashable())
+    assert [await square.task(2), await square.task(2), square.sync(2)] == [[4]] * 3
+    assert square.runs == [2, 2]
+
+
 # Which store.
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib
 import pickle
 from typing import Any
 
@@ -15,9 +16,7 @@ from daglite.exceptions import CacheKeyError
 def _imported_once() -> None:
     """polars keeps files of the system open from when it is first used."""
     with contextlib.suppress(ImportError):
-        import polars
-
-        polars.DataFrame({"a": [1, 2]})[::-1]
+        importlib.import_module("polars").DataFrame({"a": [1, 2]})[::-1]
 
 
 def hash_of(value: Any) -> str:
@@ -42,7 +41,7 @@ def test_numpy() -> None:
         np.zeros((0, 2)), np.zeros((2, 0)), np.array([(1, 2.0)], dtype=[("x", int), ("y", float)]),
         np.array([(1, 2.0)], dtype=[("x", int), ("z", float)]), np.array(["2026-01-01"], dtype="M8[D]"),
         np.array(["2026-01-01"], dtype="M8[s]"), np.int64(3), np.int32(3), np.float64(3), np.bool_(True), np.datetime64("2026"),
-        np.str_("a"), np.dtype("int64"), np.dtype("int32"), 3, 3.0, True, [0, 1, 2, 3, 4, 5], np.random.default_rng(1).random(20_000),
+        np.str_("a"), np.dtype("int64"), np.dtype("int32"), np.sin, np.cos, 3, 3.0, True, [0, 1, 2, 3, 4, 5], np.random.default_rng(1).random(20_000),
     ])  # fmt: skip
     assert hash_of(a.astype(">i8")) != hash_of(a)
     wide = np.arange(12).reshape(3, 4)

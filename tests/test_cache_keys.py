@@ -10,6 +10,7 @@ import fractions
 import functools
 import ipaddress
 import math
+import operator
 import os
 import pathlib
 import re
@@ -101,6 +102,8 @@ DISTINCT: list[Any] = [
     collections.Counter("ab"), collections.defaultdict(list), collections.defaultdict(int), types.SimpleNamespace(a=1),
     types.MappingProxyType({1: 2}), ipaddress.ip_address("::1"), ipaddress.ip_network("10.0.0.0/8"),
     int, str, Point, math, len, math.sin, "x".join, "y".join, functools.partial(pow, 2), functools.partial(pow, 3),
+    str.upper, str.lower, int.__add__, list[int], list[str], operator.itemgetter(1), operator.itemgetter(2),
+    operator.attrgetter("a"), operator.methodcaller("a"), operator.methodcaller("a", b=1),
     hash_of, lambda: 1, lambda: 2, lambda x: x.upper(), lambda x: x.lower(), lambda x=1: x, lambda x=2: x,
 ]  # fmt: skip
 

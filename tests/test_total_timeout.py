@@ -305,7 +305,7 @@ async def test_nothing_is_left_in_cycles() -> None:
         attempts = 0
         try:
             await never()
-        except TaskTimeoutError:
+        except TaskError:  # of the time that is up, or on a busy machine of what has failed after that
             pass
 
     await both()

@@ -462,6 +462,10 @@ _LIBRARY: dict[str, Callable[[Any], Any]] = {
     "builtins:range": lambda value: (value.start, value.stop, value.step),
     "builtins:slice": lambda value: (value.start, value.stop, value.step),
     "builtins:mappingproxy": dict,
+    "builtins:method_descriptor": lambda value: (value.__objclass__, value.__name__),  # such as `str.upper`
+    "builtins:wrapper_descriptor": lambda value: (value.__objclass__, value.__name__),
+    "types:GenericAlias": lambda value: (value.__origin__, value.__args__),
+    **{f"operator:{kind}": lambda value: value.__reduce__() for kind in ("itemgetter", "attrgetter", "methodcaller")},
     "types:SimpleNamespace": vars,
     "collections:deque": lambda value: (list(value), value.maxlen),
     "collections:OrderedDict": lambda value: list(value.items()),

@@ -18,7 +18,7 @@ def encoder_for(cls: type[Any]) -> EncoderFunc | None:
             return encode_array
         if issubclass(cls, np.generic):
             return encode_number
-        if issubclass(cls, np.dtype):
+        if issubclass(cls, np.dtype) or cls is np.ufunc:
             return encode_text
     package = _package_of(cls)
     if package == "pandas":
