@@ -18,15 +18,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from daglite import Limit, Rate, check_cancelled, gather_tasks, race_tasks, session, stream_tasks, task
+from daglite.cache import MemoryCacheStore, refresh_cache
 from daglite.events import TaskCancelled, TaskFailed, TaskRetrying, TaskStarted, TaskSucceeded
 from daglite.exceptions import BackendError, CallCancelledError, TaskError
-from daglite.sessions import Session, Subscription
+from daglite.sessions import Session, SessionStats, Subscription
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -34,6 +36,7 @@ if sys.version_info < (3, 11):
 CLIENTS = 50  # at once
 ROUND = 5_000  # calls in a session
 LIMIT = Limit("soak", 10)
+MEMORY = MemoryCacheStore()
 RATE = Rate(1_000_000)
 dice = random.Random()
 
@@ -116,6 +119,39 @@ def rows_sync(to: int = 5) -> Iterator[int]:
         yield number
 
 
+@task(cache=MEMORY, version=1, cache_ttl=0.01)
+async def cached(number: int) -> list[int]:
+    await anyio.sleep(dice.random() / 2000)
+    maybe_fail()
+    return [number]
+
+
+@task(cache=True, version=1, cache_ttl=0.01, total_timeout=0.05)
+def cached_in_a_folder(number: int) -> list[int]:
+    time.sleep(dice.random() / 2000)
+    return [number]
+
+
+@task(cache=MEMORY, version=1, cache_ttl=0.005)
+async def tangled(number: int) -> int:
+    """Calls others of its kind, crosswise, of which some need what those hold who wait for them."""
+    await anyio.sleep(dice.random() / 2000)
+    if dice.random() < 0.5:
+        await tangled(dice.randrange(5))
+    return await late(number) if dice.random() < 0.3 else number
+
+
+@task(limit=LIMIT)
+async def holder() -> int:
+    return await tangled(dice.randrange(5))
+
+
+async def forget() -> None:
+    await cached.invalidate(dice.randrange(3))
+    with refresh_cache():
+        await cached(dice.randrange(3))
+
+
 async def read(stream: Any) -> None:
     async with stream:
         async for _ in stream:
@@ -159,6 +195,12 @@ ACTIONS: list[Callable[[Session], Awaitable[Any]]] = [
     lambda s: block.to_thread(),
     lambda s: block_too_long.to_thread(),
     lambda s: back.to_thread(),
+    *[lambda s: cached(dice.randrange(3))] * 6,
+    *[lambda s: cached_in_a_folder.to_thread(dice.randrange(3))] * 2,
+    *[lambda s: tangled(dice.randrange(5))] * 4,
+    lambda s: holder(),
+    lambda s: forget(),
+    lambda s: gather_tasks(cached, [1, 2, 1, 2]),
     *[lambda s: read(rows())] * 3,
     lambda s: read(grouped()),
     lambda s: read(rows.with_options(item_timeout=0.01)()),
@@ -176,19 +218,23 @@ ACTIONS: list[Callable[[Session], Awaitable[Any]]] = [
 
 async def client(s: Session, is_done: Callable[[], bool]) -> None:
     while not is_done():
-        patience = dice.random() / 200 if dice.random() < 0.3 else 60
-        with anyio.move_on_after(patience):
+        is_hasty = dice.random() < 0.3
+        with anyio.move_on_after(dice.random() / 200 if is_hasty else 60) as scope:
             try:
                 await dice.choice(ACTIONS)(s)
             except Exception as exc:
                 if not is_meant(exc):
                     raise
+        if scope.cancelled_caught and not is_hasty:
+            raise RuntimeError(f"something hangs:\n{s.tree()}")
 
 
 def is_meant(error: BaseException) -> bool:
     """Whether an error is one of ours, or a group of nothing else."""
     if isinstance(error, BaseExceptionGroup) and not isinstance(error, TaskError):
         return all(map(is_meant, error.exceptions))
+    if isinstance(error, RuntimeError):
+        return "would wait for" in str(error)  # itself, or each other
     return isinstance(error, (TaskError, CallCancelledError, BackendError, Unlucky))
 
 
@@ -226,15 +272,20 @@ class Reader:
                 self.running.discard(event.metadata.id)
 
 
-async def soak(calls: int, kinds: Counter[str]) -> list[str]:
-    """Make so many calls in one session; what is wrong with what it told of them."""
-    reader = Reader()
-    async with session(on_background_error="log", name="soak") as s:
+async def soak_in(folder: str, calls: int, reader: Reader) -> SessionStats:
+    async with session(on_background_error="log", name="soak", cache_store=folder) as s:
         s.watch(reader.consume)
         async with anyio.create_task_group() as group:
             for _ in range(CLIENTS):
                 group.start_soon(client, s, lambda: s.stats().started >= calls)
-    stats = s.stats()
+    return s.stats()
+
+
+async def soak(calls: int, kinds: Counter[str]) -> list[str]:
+    """Make so many calls in one session; what is wrong with what it told of them."""
+    reader = Reader()
+    with TemporaryDirectory() as folder:
+        stats = await soak_in(folder, calls, reader)
     kinds.update(reader.kinds)
     wrong = reader.wrong + [f"a call has no end: {id}" for id in reader.running]
     for name, told, counted in (

@@ -83,6 +83,10 @@ class Client:
     pass
 
 
+class Unknown:
+    pass
+
+
 # One of each kind, no two of which may have the same key.
 DISTINCT: list[Any] = [
     None, ..., NotImplemented, True, False, 0, 1, -1, 10**5000, 0.0, -0.0, 1.0, math.inf, math.nan, 1j, 0j,
@@ -175,6 +179,51 @@ def test_a_copy_has_the_same_key_and_a_list_around_it_another(value: Any) -> Non
     assert hash_of([value]) != hash_of(value) != hash_of((value,))
 
 
+class Hostile:
+    """What it is asked for it refuses, each time with another error."""
+
+    def __cache_key__(self) -> Any:
+        return self.anything
+
+    def __getattr__(self, name: str) -> Any:
+        raise [ValueError, KeyError, RecursionError, MemoryError][len(name) % 4](name)
+
+
+anything = st.recursive(
+    values
+    | st.datetimes(timezones=st.none() | st.timezones())
+    | st.dates()
+    | st.timedeltas()
+    | st.decimals()
+    | st.fractions()
+    | st.uuids()
+    | st.ip_addresses()
+    | st.sampled_from([Unknown, *(each for each in DISTINCT if each != 10**5000)])  # whose repr is refused
+    | st.builds(Hostile)
+    | st.builds(Unknown)
+    | st.functions(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        | st.builds(functools.partial, st.just(print), inner)
+        | st.builds(Point, inner, inner)
+        | st.builds(collections.deque, st.lists(inner, max_size=2))
+    ),
+    max_leaves=6,
+)
+
+
+@given(anything)
+def test_whatever_it_is_there_is_a_key_or_a_key_error(value: Any) -> None:
+    try:
+        first = hash_of(value)
+    except CacheKeyError as exc:
+        assert "argument 'value'" in str(exc)
+    else:
+        assert re.fullmatch("[0-9a-f]{64}", first)
+        assert hash_of(value) == first
+
+
 GOLDEN = """
 import datetime, decimal, enum, pathlib, uuid
 from daglite.cache import default_cache_hash
@@ -209,10 +258,6 @@ def test_paths_count_by_the_name_of_their_class_which_moves_between_versions() -
 
 
 # What is refused.
-
-
-class Unknown:
-    pass
 
 
 class Failing:

@@ -186,6 +186,7 @@ async def test_followers_have_the_value_before_it_is_kept_and_before_the_leader_
             shelf.gate = threading.Event()
             slow.let_go.set()
             await until(lambda: len(results) == 1)
+            await until(lambda: shelf.told[-1] == "put")
             assert [each.state for each in s.tree()] == ["keeping its result"]
             shelf.told.clear()
             gate, shelf.gate = shelf.gate, None

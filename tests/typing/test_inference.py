@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import assert_type
@@ -28,6 +29,7 @@ from daglite import (
     stream_tasks,
     task,
 )
+from daglite.cache import CACHE_MISS, CacheStore, FileCacheStore, MemoryCacheStore, default_cache_hash
 from daglite.events import Event, LogRecorded
 from daglite.plugins import LoggingPlugin, hook_impl
 from daglite.sessions import CallFuture, CallHandle, Session, Subscription, SyncSession
@@ -48,6 +50,42 @@ async def fetch_again(url: str) -> bytes:
 @task
 def load(path: str) -> int:
     return len(path)
+
+
+class Shelf:
+    """A store, by what it does."""
+
+    def get(self, key: str) -> object:
+        return CACHE_MISS
+
+    def put(self, key: str, value: object, ttl: float | None = None) -> None: ...
+
+    def delete(self, key: str) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+@task(cache=Shelf(), cache_ttl=lambda result: 60, cache_hash=default_cache_hash, version="2")
+async def fetch_once(url: str, retries: int = 3) -> bytes:
+    return url.encode()
+
+
+@task(cache=Path("folder"), cache_ttl=60)
+def load_once(path: str) -> int:
+    return len(path)
+
+
+async def test_cached_tasks() -> None:
+    assert_type(await fetch_once("x"), bytes)
+    assert_type(fetch_once.cache_key("x", retries=1), str)
+    assert_type(await fetch_once.invalidate("x"), None)
+    assert_type(load_once.cache_key("x"), str)
+    assert_type(load_once.invalidate("x"), None)
+    assert_type(load_once.with_options(cache="memory://x", cache_store=None, cache_ttl=None)("x"), int)
+    assert_type(MemoryCacheStore().get("x"), Any)
+    store: CacheStore = FileCacheStore("folder")
+    session(cache_store=store)
+    Settings(cache_store=store)
 
 
 @task(retry_delay=0.5)
