@@ -25,7 +25,7 @@ from anyio import to_thread
 from rounds import arguments, show
 
 from daglite import task
-from daglite._caching import key_of
+from daglite._places import key_of
 from daglite.cache import FileCacheStore, MemoryCacheStore, default_cache_hash
 
 CALLS = 2_000

@@ -9,10 +9,11 @@ from typing import Any, Concatenate, TypeVar, overload
 from typing_extensions import ParamSpec
 
 from ._bridge import THREAD
-from ._caching import forget, forget_sync, key_of
+from ._caching import forget, forget_sync
 from ._call import Call
 from ._context import here
 from ._lifecycle import run, run_sync
+from ._places import key_of
 from ._task import Task
 from ._task_call import TaskCall
 from ._trips import Trip, run_in_loop

@@ -9,6 +9,9 @@
                 a pause
                                     it is over: watchers hear of its one end, and what comes out is the call's error
 
+A call whose result is kept begins after that was looked up, and keeps it before it ends: `_caching`, which is given the part
+from the total deadline on.
+
 What is not asked for is not there: a call without options is `with call:` and its one attempt. The books, and what error comes
 out, are `Call`'s; nothing here knows of events, plugins, threads or sessions. What has `_sync` at its end is the same text as
 what has not, but for `await`, and for who keeps a deadline. Streams keep the same books a step at a time, in `_steps`.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["refresh", "refresh_cache"]
+__all__ = ["Refresh", "current_refresh", "refresh_cache"]
 
 
 class Refresh:
@@ -17,7 +17,7 @@ class Refresh:
 
 _refresh: ContextVar[Refresh | None] = ContextVar("daglite_refresh", default=None)
 
-refresh = _refresh.get
+current_refresh = _refresh.get
 
 
 @contextmanager

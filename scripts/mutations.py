@@ -35,8 +35,33 @@ import coverage
 ROOT = Path(__file__).resolve().parent.parent
 EXCUSES = ROOT / "scripts" / "mutations.txt"
 MODULES = (
-    *("_admission", "_bindings", "_books", "_bridge", "_bus", "_call", "_children", "_context", "_ending", "_failures"),
-    *("_fan_out", "_futures", "_gates", "_handles", "_hooks", "_jobs", "_lifecycle", "_open_streams", "_pumps"),
+    *(
+        "_admission",
+        "_bindings",
+        "_books",
+        "_bridge",
+        "_bus",
+        "_caching",
+        "_call",
+        "_children",
+        "_circles",
+        "_context",
+        "_ending",
+        "_failures",
+    ),
+    *(
+        "_fan_out",
+        "_flights",
+        "_futures",
+        "_gates",
+        "_handles",
+        "_hooks",
+        "_jobs",
+        "_keeping",
+        "_lifecycle",
+        "_open_streams",
+        "_pumps",
+    ),
     *("_reports", "_results", "_running", "_slots", "_sources", "_stays", "_steps", "_streams", "_thread_streams"),
     *("_from_thread_streams", "_threads", "_trips", "_watchers", "sessions"),
 )
