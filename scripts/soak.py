@@ -28,7 +28,7 @@ from daglite import Limit, Rate, check_cancelled, gather_tasks, race_tasks, sess
 from daglite.cache import MemoryCacheStore, refresh_cache
 from daglite.events import TaskCancelled, TaskFailed, TaskRetrying, TaskStarted, TaskSucceeded
 from daglite.exceptions import BackendError, CallCancelledError, TaskError
-from daglite.sessions import Session, SessionStats, Subscription
+from daglite.sessions import Session, Subscription
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -272,20 +272,15 @@ class Reader:
                 self.running.discard(event.metadata.id)
 
 
-async def soak_in(folder: str, calls: int, reader: Reader) -> SessionStats:
+async def soak(folder: str, calls: int, kinds: Counter[str]) -> list[str]:
+    """Make so many calls in one session; what is wrong with what it told of them."""
+    reader = Reader()
     async with session(on_background_error="log", name="soak", cache_store=folder) as s:
         s.watch(reader.consume)
         async with anyio.create_task_group() as group:
             for _ in range(CLIENTS):
                 group.start_soon(client, s, lambda: s.stats().started >= calls)
-    return s.stats()
-
-
-async def soak(calls: int, kinds: Counter[str]) -> list[str]:
-    """Make so many calls in one session; what is wrong with what it told of them."""
-    reader = Reader()
-    with TemporaryDirectory() as folder:
-        stats = await soak_in(folder, calls, reader)
+    stats = s.stats()
     kinds.update(reader.kinds)
     wrong = reader.wrong + [f"a call has no end: {id}" for id in reader.running]
     for name, told, counted in (
@@ -319,13 +314,19 @@ def is_parked(thread: threading.Thread) -> bool:
 
 
 async def main(calls: int) -> int:
+    with TemporaryDirectory() as folder:
+        return await soak_round_by_round(folder, calls)
+
+
+async def soak_round_by_round(folder: str, calls: int) -> int:
+    """Make so many calls; how many things are wrong then."""
     kinds: Counter[str] = Counter()
     log = Log()
     logging.getLogger("daglite").addHandler(log)
-    wrong = await soak(min(ROUND, calls), Counter())
+    wrong = await soak(folder, min(ROUND, calls), Counter())
     before, began, made = await counts(), time.perf_counter(), 0
     while made < calls and not wrong:
-        wrong = await soak(min(ROUND, calls - made), kinds)
+        wrong = await soak(folder, min(ROUND, calls - made), kinds)
         made += min(ROUND, calls - made)
     seconds, after = time.perf_counter() - began, await counts()
     wrong += [
