@@ -22,8 +22,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from ._call import Call
 from ._circles import Blocked, chain_of
 from ._context import whereabouts
-from ._flights import Computation, Flight, Place, detach, flights_here
-from ._gates import Waiter
+from ._flights import Computation, Flight, Follower, Place, detach, flights_here
 from ._keeping import in_thread, in_total_time, keep, keep_sync, looked_up, looked_up_here
 from ._places import key_of, store_of
 from ._refresh import Refresh, current_refresh
@@ -78,12 +77,11 @@ async def computed(
     refuse_recursion(call, place)
     flights = flights_here()
     flight = flights.running(place, anew)
-    if flight is not None:
-        if not flight.is_over:
-            await followed(call, flight)
-        if flight.is_over:
-            return await outcome_of(call, flight)
-    if flight is None or flight.leader is not call:  # there is none, or it is not to be waited for
+    if flight is not None and not flight.is_over and not await followed(call, flight):
+        flight = None
+    if flight is not None and flight.is_over:
+        return await outcome_of(call, flight)
+    if flight is None:
         tell_miss(call, place, anew)
         flight = flights.begin(Flight(place, anew, call))
     return await led(call, store, flight, execute)
@@ -159,23 +157,24 @@ def refuse_recursion(call: Call, place: Place) -> None:
                 raise call.refuse(RuntimeError(text))
 
 
-async def followed(call: Call, flight: Flight) -> None:
-    """Wait until another call has computed, or lets this one lead, or is not to be waited for."""
-    waiter = Waiter.in_loop()
-    flight.join(waiter, call)
+async def followed(call: Call, flight: Flight) -> bool:
+    """Wait until another call has computed, or lets this one lead; false if it is not to be waited for."""
+    follower = Follower.of(call)
+    flight.join(follower)
     call.pause_for(flight)
     try:
         with Blocked(call, flight) as blocked:
             if blocked.closes_circle():
                 flight.evict(call)
-            await in_total_time(call, waiter.event.wait)
+            await in_total_time(call, follower.event.wait)
     except BaseException:
-        if flight.leave(waiter):
+        if flight.leave(follower):
             flights_here().hand_over(flight)
         call.resume()
         with call:  # it has begun, for all that anybody hears, and come to this
             raise
     call.resume()
+    return not follower.is_evicted
 
 
 async def outcome_of(call: Call, flight: Flight) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ._protocols import Watched
     from ._refresh import Refresh
 
-__all__ = ["Computation", "Flight", "Flights", "Place", "detach", "flights_here"]
+__all__ = ["Computation", "Flight", "Flights", "Follower", "Place", "detach", "flights_here"]
 
 Place: TypeAlias = "tuple[Any, str]"
 """Where something is kept, and under which key."""
@@ -72,6 +72,27 @@ def detach(place: Place, refresh: Refresh | None = None) -> None:
                 computation.detached = True
 
 
+class Follower(Waiter):
+    """A call that waits for a flight; it is admitted when it is to lead that.
+
+    Attributes:
+        call: The call.
+        is_evicted: Whether it is not to wait, but to compute for itself.
+    """
+
+    __slots__ = ("call", "is_evicted")
+
+    call: Watched
+    is_evicted: bool
+
+    @classmethod
+    def of(cls, call: Watched) -> Self:
+        """One in the event loop of this thread."""
+        follower = cls.in_loop()
+        follower.call, follower.is_evicted = call, False
+        return follower
+
+
 class Flight(Computation):
     """A computation that others wait for. It runs in the task of the call that leads it.
 
@@ -92,27 +113,28 @@ class Flight(Computation):
         self.attempts: int = 1  # of the leader
         self.is_noted: bool = False  # whether the error says which task raised it
         self.is_timeout: bool = False  # whether it is that of the leader's own timeout
-        self._followers: OrderedDict[Waiter, Watched] = OrderedDict()
+        self._followers: OrderedDict[Follower, None] = OrderedDict()
         self._error: Exception | None = None
         self._takers = 0  # who have yet to take it
         self._value: Any = None
         self._pickled: bytes | None = None
 
-    def join(self, waiter: Waiter, call: Watched) -> None:
+    def join(self, follower: Follower) -> None:
         """Wait for it."""
-        self._followers[waiter] = call
+        self._followers[follower] = None
 
-    def leave(self, waiter: Waiter) -> bool:
+    def leave(self, follower: Follower) -> bool:
         """Wait no more; whether it was given the lead by now, which is for the next then."""
-        self._followers.pop(waiter, None)
-        return waiter.is_admitted
+        self._followers.pop(follower, None)
+        return follower.is_admitted
 
     def evict(self, call: Watched) -> None:
-        """Let a follower compute for itself."""
-        for waiter, follower in list(self._followers.items()):
-            if follower is call:
-                del self._followers[waiter]
-                waiter.wake()
+        """Let the call compute for itself that waits."""
+        for follower in list(self._followers):
+            if follower.call is call:
+                del self._followers[follower]
+                follower.is_evicted = True
+                follower.wake()
 
     def succeed(self, value: Any) -> None:
         """Give its followers the result, before whoever leads it can change that."""
@@ -150,9 +172,10 @@ class Flight(Computation):
         """Let the first of those who wait compute it from the start; nobody, if it is over, or nobody waits."""
         self.leader = None
         if self._followers:
-            waiter, self.leader = self._followers.popitem(last=False)
-            waiter.is_admitted = True
-            waiter.wake()
+            follower, _ = self._followers.popitem(last=False)
+            self.leader = follower.call
+            follower.is_admitted = True
+            follower.wake()
 
     def value(self) -> Any:
         """A copy of the result; the result itself, if it cannot be pickled."""
@@ -179,8 +202,8 @@ class Flight(Computation):
     def _end(self) -> None:
         self.is_over = True
         followers, self._followers = self._followers, OrderedDict()
-        for waiter in followers:
-            waiter.wake()
+        for follower in followers:
+            follower.wake()
 
 
 class Look:

@@ -792,6 +792,22 @@ async def test_a_follower_that_holds_the_limit_of_the_key_itself_is_told_so() ->
     assert isinstance(caught.value.root_cause, LimitError)
 
 
+async def test_a_follower_that_is_to_compute_for_itself_does_so_also_if_its_leader_fails_in_the_same_moment() -> None:
+    slow = Slow()
+    slow.error = ValueError("no")
+    async with anyio.create_task_group() as group:
+        group.start_soon(slow.call, 0)
+        await settle()
+        group.start_soon(slow.call, 1)
+        await settle()
+        (flight,) = _flights.flights_here()._flights.values()
+        (follower,) = flight._followers
+        slow.let_go.set()
+        flight.evict(follower.call)
+    assert slow.runs == 2
+    assert all(isinstance(each, TaskError) for each in slow.results.values())
+
+
 async def test_an_open_stream_that_holds_a_limit_is_a_holder_too() -> None:
     limit = Limit("one", 1)
     runs: list[str] = []
