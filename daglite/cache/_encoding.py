@@ -436,10 +436,11 @@ def _parts_of_model(model: Any) -> Any:
 
 
 def _why_not(cls: type[Any]) -> str:
+    name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
     builtin = next((each for each in _CONTAINERS if issubclass(cls, each)), None)
     if builtin is not None:
-        return f"is a {name_of_type(cls)}, derived from {builtin.__name__}, of which nobody knows what it has besides"
-    return f"is a {name_of_type(cls)}, of which nobody knows what counts"
+        return f"is a {name}, derived from {builtin.__name__}, of which nobody knows what it has besides"
+    return f"is a {name}, of which nobody knows what counts"
 
 
 def _parts_of_datetime(value: Any) -> Any:
