@@ -93,12 +93,16 @@ def computed_sync(
     """What the function gives."""
     refuse_recursion(call, place)
     tell_miss(call, place, anew)
-    with Computation(place, anew) as call.leads, call:
-        value = execute(call)
-        keep_sync(call, store, call.leads, value)
-        if call.home.watcher is not None:
-            call.result = value
-        return value
+    with Computation(place, anew) as call.leads:
+        try:
+            with call:
+                value = execute(call)
+                keep_sync(call, store, call.leads, value)
+                if call.home.watcher is not None:
+                    call.result = value
+                return value
+        finally:
+            del call.leads  # it may have left a stream open, which is not inside what is computed
 
 
 async def led(call: Call, store: CacheStore, flight: Flight, execute: Callable[[Call], Awaitable[Any]]) -> Any:
@@ -119,7 +123,7 @@ async def led(call: Call, store: CacheStore, flight: Flight, execute: Callable[[
                 call.result = value
             return value
     finally:
-        del call.leads  # else each would hold the other
+        del call.leads  # it may have left a stream open, which is not inside what is computed
         flights_here().hand_over(flight)
 
 

@@ -18,7 +18,6 @@ from anyio.lowlevel import RunVar
 from . import _checks
 from ._call import Call
 from ._eventloop import Loop, comes_from_scope, give_way
-from ._failures import is_cancellation
 from ._flights import Computation, Look, flights_here
 from ._log import described, logger
 from ._stores import CACHE_MISS, CacheStore, location_of
@@ -187,23 +186,21 @@ async def to_its_end(func: Callable[[], None], grace: float) -> None:
         TimeoutError: They were not enough.
     """
     once, loop, ended = threading.Lock(), Loop(), anyio.Event()
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         if not once.acquire(blocking=False):
             return  # it has begun in another thread
         try:
             func()
-        except Exception as exc:
+        except BaseException as exc:  # whoever waits may have stopped to listen to the thread
             errors.append(exc)
         finally:
             loop.post(ended.set)
 
     try:
         await in_thread(run)
-    except BaseException as exc:
-        if not is_cancellation(exc):
-            raise
+    except BaseException:
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + grace):
             if not once.locked():  # the cancellation came before it
                 await in_thread(run)

@@ -1,5 +1,6 @@
 """`cache=`: a result is looked up before the call begins, and kept after its last attempt."""
 
+import asyncio
 import logging
 import math
 import os
@@ -232,13 +233,31 @@ async def test_the_nearest_store_is_used(settings: None) -> None:
     assert named.with_options(cache=of_session).cache_store is None
 
 
-async def test_without_a_store_nothing_is_encoded() -> None:
+async def test_without_a_store_nothing_is_encoded(
+    caplog: pytest.LogCaptureFixture, recorded_events: EventRecorder
+) -> None:
+    results = []
+
+    class Plugin:
+        @hook_impl
+        def after_node_execute(self, result: Any) -> None:
+            results.append(result)
+
     @task(cache=True)
     async def work(client: object) -> int:
         return 1
 
-    assert await work(object()) == 1
+    @task(cache=True)
+    def here(client: object) -> int:
+        return 2
+
+    async with session(plugins=[Plugin()]):
+        assert (await work(object()), here(object()), await here.to_thread(object())) == (1, 2, 2)
+    assert results == [1, 2, 2]
+    assert not recorded_events.of(CacheMissed, CacheFailed)
+    assert not caplog.records
     await work.invalidate(object())
+    here.invalidate(object())
     with pytest.raises(CacheKeyError):
         work.cache_key(object())
 
@@ -651,7 +670,22 @@ async def test_a_scope_cancelled_between_result_and_keeping_loses_nothing(kind: 
     assert square.runs == [2]
 
 
-async def test_keeping_is_waited_for_when_it_is_cancelled() -> None:
+async def test_no_more_than_twenty_threads_ask_stores_at_once() -> None:
+    shelf = Shelf()
+    shelf.gate = threading.Event()
+    square = Square(shelf)
+    async with anyio.create_task_group() as group:
+        for number in range(25):
+            group.start_soon(square.task, number)
+        await until(lambda: len(shelf.told) == 20)
+        for _ in range(20):
+            await anyio.sleep(0.001)
+        assert len(shelf.told) == 20
+        shelf.gate.set()
+    assert len(shelf.kept) == 25
+
+
+async def test_keeping_is_waited_for_when_it_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     shelf = Shelf()
     shelf.gate = threading.Event()
     square = Square(shelf)
@@ -674,6 +708,39 @@ async def test_keeping_is_waited_for_when_it_is_cancelled() -> None:
         shelf.gate.set()
     assert result == [[4]]
     assert len(shelf.kept) == 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_keeping_is_waited_for_when_it_is_cancelled_by_asyncios_own_means() -> None:
+    shelf = Shelf()
+    shelf.gate = threading.Event()
+    square = Square(shelf)
+    with refresh_cache():
+        call = asyncio.ensure_future(square.task(2))
+        await until(lambda: shelf.told == ["put"])
+        call.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not call.done()
+        shelf.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert len(shelf.kept) == 1
+
+
+async def test_what_ends_a_program_comes_out_of_a_keeping_that_is_cancelled() -> None:
+    class Stop(BaseException):
+        pass
+
+    class Stopping(Shelf):
+        def put(self, key: str, value: Any, ttl: float | None = None) -> None:
+            anyio.from_thread.run_sync(scope.cancel)
+            raise Stop
+
+    with pytest.raises(Stop):
+        with anyio.CancelScope() as scope:
+            await Square(Stopping()).task(2)
 
 
 async def test_a_store_that_never_ends_keeps_a_cancelled_call_for_no_longer_than_grace(

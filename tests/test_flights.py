@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -11,6 +13,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from daglite import Limit, _circles, _flights, current_task, gather_tasks, session, task
+from daglite._call import Call
+from daglite._context import OUTSIDE
 from daglite.cache import FileCacheStore, MemoryCacheStore, refresh_cache
 from daglite.events import CacheHit, CacheMissed, TaskEvent, TaskFailed, TaskStarted
 from daglite.exceptions import BackendError, LimitError, TaskError, TaskTimeoutError
@@ -238,6 +242,38 @@ def _looking(s: Any) -> bool:
     return any(call.state == "looking in its cache" for call in s.tree())
 
 
+async def test_a_flight_that_was_handed_over_is_followed_by_others() -> None:
+    slow = Slow()
+    async with session() as s:
+        async with anyio.create_task_group() as group:
+            first = slow.start(group, 0)
+            await until(lambda: slow.runs == 1)
+            slow.start(group, 1)
+            await following(s, 1)
+            first.cancel()
+            await until(lambda: slow.runs == 2)
+            slow.start(group, 2)
+            await following(s, 1)
+            slow.let_go.set()
+    assert slow.results == {1: [1], 2: [1]}
+    assert slow.runs == 2
+
+
+def test_who_was_evicted_is_not_given_the_lead() -> None:
+    async def main() -> None:
+        leader, one, other = (Call(task(lambda: None)._spec, (), {}, OUTSIDE) for _ in range(3))
+        flight = _flights.Flight(("here", "key"), None, leader)
+        followers = [_flights.Follower.of(call) for call in (one, other)]
+        for follower in followers:
+            flight.join(follower)
+        flight.evict(one)
+        flight.pass_on()
+        assert flight.leader is other
+        assert [(each.is_evicted, each.is_admitted) for each in followers] == [(True, False), (False, True)]
+
+    anyio.run(main)
+
+
 async def test_a_follower_that_is_given_the_lead_and_cancelled_in_the_same_moment_passes_it_on() -> None:
     slow = Slow()
     async with anyio.create_task_group() as group:
@@ -278,6 +314,7 @@ async def test_a_failure_is_that_of_all_who_wait(
     slow = Slow(store, wrap_errors=wrap, retries=1)
     slow.error = ValueError("no")
     errors = []
+    store_error = slow.error
 
     class Plugin:
         @hook_impl
@@ -303,6 +340,8 @@ async def test_a_failure_is_that_of_all_who_wait(
         assert all(each is slow.error for each in slow.results.values())
         assert getattr(slow.error, "__notes__", []) == ["Raised by task 'compute' after 2 attempts."]
     assert errors == [slow.error] * 3
+    if wrap:  # else it comes out of the last of them, and says so
+        assert "outcome_of" not in [frame.name for frame in traceback.extract_tb(store_error.__traceback__)]
     failed = recorded_events.of(TaskFailed)
     assert [(each.attempts, each.error) for each in failed] == [(2, "ValueError: no")] * 3
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -629,6 +668,46 @@ async def test_a_call_that_calls_itself_with_the_same_arguments_is_an_error() ->
         here(5)
 
 
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_what_a_call_has_left_open_is_not_inside_it(kind: str) -> None:
+    runs: list[int] = []
+    itself: list[Any] = []
+
+    @task
+    async def rows() -> AsyncIterator[int]:
+        yield 1
+        yield (await itself[0]()) if kind == "async" else itself[0]()
+
+    def work() -> Any:
+        runs.append(0)
+        return rows() if len(runs) == 1 else len(runs)
+
+    async def work_async() -> Any:
+        return work()
+
+    itself.append(task(cache=MemoryCacheStore(), version=1)(work if kind == "sync" else work_async))
+    stream = itself[0]() if kind == "sync" else await itself[0]()
+    async with stream as items:
+        assert [item async for item in items] == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_computes_nothing_and_waits_for_nothing_of_its_parent() -> None:
+    call = Call(task(lambda: None)._spec, (), {}, OUTSIDE)
+    flight = _flights.Flight(("here", "key"), None, call)
+    with flight, _circles.Blocked(call, flight), _circles._lock, _flights._lock:
+        child = os.fork()
+        if not child:
+            try:
+                free = _circles._lock.acquire(timeout=5) and _flights._lock.acquire(timeout=5)
+                os._exit(0 if free and not _circles._of_tasks and not _flights._running else 1)
+            finally:
+                os._exit(2)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0
+
+
 async def test_a_background_call_does_not_block_who_has_started_it() -> None:
     runs: list[int] = []
     store = MemoryCacheStore()
@@ -763,6 +842,7 @@ async def test_a_follower_that_holds_what_its_leader_comes_to_wait_for_computes_
         with anyio.fail_after(30):
             assert await held == "by itself"
             assert await leader == "bounded"
+    assert limit._tokens.blocked == {}
 
 
 async def test_a_follower_that_holds_the_limit_of_the_key_itself_is_told_so() -> None:
@@ -862,19 +942,31 @@ async def test_ten_thousand_followers_of_one_key_cost_little_each() -> None:
 
 
 async def test_nothing_is_left_of_a_flight() -> None:
-    slow = Slow()
+    shelf = Shelf()
+    slow = Slow(shelf)
     slow.error = ValueError("no")
     gc.collect()
-    async with anyio.create_task_group() as group:
-        for who in range(3):
-            group.start_soon(slow.call, who)
-        await settle()
-        slow.let_go.set()
-    slow.error = None
-    await slow.task(2)
-    flights = _flights.flights_here()
-    assert not flights._flights
-    assert not flights._looks
+    gc.disable()
+    try:
+        async with session() as s:
+            async with anyio.create_task_group() as group:
+                for who in range(3):
+                    group.start_soon(slow.call, who)
+                await following(s, 2)
+                slow.let_go.set()
+            slow.error = None
+            slow.results.clear()
+            await slow.task(2)
+            shelf.gate = threading.Event()
+            with anyio.move_on_after(0.05):
+                await slow.task(2)
+            shelf.gate.set()
+        flights = _flights.flights_here()
+        assert not flights._flights
+        assert not flights._looks
+        assert not [each for each in gc.get_objects() if type(each) is _flights.Flight]
+    finally:
+        gc.enable()
 
 
 async def test_an_interrupt_of_the_leader_hands_over() -> None:

@@ -155,6 +155,7 @@ def test_a_miss_is_one_of_its_kind() -> None:
     assert pickle.loads(pickle.dumps(CACHE_MISS)) is CACHE_MISS is copy.deepcopy(CACHE_MISS)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_has_its_own_store_in_memory() -> None:
     store = MemoryCacheStore()
