@@ -848,12 +848,15 @@ async def test_a_succeeded_call_tells_its_result_after_it_was_kept(recorded_even
         @hook_impl
         def after_node_execute(self, result: Any) -> None:
             results.append((result, len(shelf.kept)))
+            states.extend(call.state for call in s.tree())
 
     shelf = Shelf()
     square = Square(shelf)
-    async with session(plugins=[Plugin()]):
+    states: list[str] = []
+    async with session(plugins=[Plugin()]) as s:
         await square.call("async", 2)
         await square.call("sync", 2)
         await square.call("thread", 3)
     assert results == [([4], 1), ([4], 2), ([9], 3)]
+    assert states == ["running", "running", "running"]  # and no more "keeping its result"
     assert len(recorded_events.of(TaskSucceeded)) == 3
