@@ -85,6 +85,8 @@ ELSEWHERE = (
     "tests/test_foreign.py::test_a_fork_is_not_in_the_session",
     "tests/test_limits.py::test_a_forked_child_has_all_tokens",
     "tests/test_limits.py::test_a_forked_child_waits_for_nobody_of_its_parent",
+    "tests/test_flights.py::test_a_forked_process_computes_nothing_and_waits_for_nothing_of_its_parent",
+    "tests/test_store_model.py::test_a_forked_process_has_its_own_store_in_memory",
     "tests/test_sync_sessions.py::test_a_fork_is_not_in_it_and_opens_its_own",
 )
 PATIENCE = 300  # seconds for them; what takes longer hangs, which is noticed

@@ -668,27 +668,46 @@ async def test_a_call_that_calls_itself_with_the_same_arguments_is_an_error() ->
         here(5)
 
 
-@pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_what_a_call_has_left_open_is_not_inside_it(kind: str) -> None:
+async def test_what_a_call_has_left_open_is_not_inside_it() -> None:
     runs: list[int] = []
-    itself: list[Any] = []
 
     @task
     async def rows() -> AsyncIterator[int]:
         yield 1
-        yield (await itself[0]()) if kind == "async" else itself[0]()
+        yield await work[0]()
 
-    def work() -> Any:
+    async def compute() -> Any:
         runs.append(0)
-        return rows() if len(runs) == 1 else len(runs)
+        if len(runs) > 1:
+            return len(runs)
+        stream = rows()
+        assert await stream.__anext__() == 1  # it has begun in here
+        return stream
 
-    async def work_async() -> Any:
-        return work()
+    work = [task(cache=MemoryCacheStore(), version=1)(compute)]
+    async with await work[0]() as items:
+        assert [item async for item in items] == [2]
 
-    itself.append(task(cache=MemoryCacheStore(), version=1)(work if kind == "sync" else work_async))
-    stream = itself[0]() if kind == "sync" else await itself[0]()
-    async with stream as items:
-        assert [item async for item in items] == [1, 2]
+
+def test_what_a_call_in_place_has_left_open_is_not_inside_it() -> None:
+    runs: list[int] = []
+
+    @task
+    def rows() -> Iterator[int]:
+        yield 1
+        yield work[0]()
+
+    def compute() -> Any:
+        runs.append(0)
+        if len(runs) > 1:
+            return len(runs)
+        stream = rows()
+        assert next(stream) == 1  # it has begun in here
+        return stream
+
+    work = [task(cache=MemoryCacheStore(), version=1)(compute)]
+    with work[0]() as items:
+        assert list(items) == [2]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
