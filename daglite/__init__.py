@@ -1,6 +1,7 @@
 """Tasks with retries, timeouts and fan-out under structured concurrency, on asyncio and Trio."""
 
 from ._context import current_task, report
+from ._datasets import aload_dataset, asave_dataset, load_dataset, save_dataset
 from ._dump import dump_on_signal
 from ._metadata import TaskMetadata
 from ._retry import Backoff
@@ -22,6 +23,10 @@ __all__ = [
     "Backoff",
     "Limit",
     "Rate",
+    "save_dataset",
+    "load_dataset",
+    "asave_dataset",
+    "aload_dataset",
     "current_task",
     "current_session",
     "report",
@@ -35,6 +40,18 @@ __all__ = [
     "SyncTaskStream",
 ]
 
-for _public in (Backoff, check_cancelled, current_task, dump_on_signal, remaining, report, TaskMetadata):
+for _public in (
+    Backoff,
+    aload_dataset,
+    asave_dataset,
+    check_cancelled,
+    current_task,
+    dump_on_signal,
+    load_dataset,
+    remaining,
+    report,
+    save_dataset,
+    TaskMetadata,
+):
     _public.__module__ = "daglite"
 del _public

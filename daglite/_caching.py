@@ -26,6 +26,7 @@ from ._flights import Computation, Flight, Follower, Place, detach, flights_here
 from ._keeping import in_thread, in_total_time, keep, keep_sync, looked_up, looked_up_here
 from ._places import key_of, store_of
 from ._refresh import Refresh, current_refresh
+from ._saving import saving, saving_sync
 from ._spec import Spec
 from ._stores import CACHE_MISS, CacheStore, location_of
 
@@ -35,6 +36,8 @@ __all__ = ["cached", "cached_sync", "forget", "forget_sync"]
 async def cached(call: Call, execute: Callable[[Call], Awaitable[Any]]) -> Any:
     """Await the result of a call: that which is kept, or that which another computes, or else what its function gives."""
     call.arrive()
+    if call.spec.options.dataset is not None:
+        execute = saving(call, execute)
     store = store_of(call.spec, call.home)
     if store is None:
         return await begun(call, execute)
@@ -56,6 +59,8 @@ async def cached(call: Call, execute: Callable[[Call], Awaitable[Any]]) -> Any:
 def cached_sync(call: Call, execute: Callable[[Call], Any]) -> Any:
     """The result of a call: that which is kept, or else what its function gives."""
     call.arrive()
+    if call.spec.options.dataset is not None:
+        execute = saving_sync(call, execute)
     store = store_of(call.spec, call.home)
     if store is None:
         return begun_sync(call, execute)
@@ -115,7 +120,7 @@ async def led(call: Call, store: CacheStore, flight: Flight, execute: Callable[[
             except Exception as exc:
                 if call.fails_by_itself(exc):
                     noted = not call.spec.options.wrap_errors
-                    flight.fail(exc, call.attempts, is_timeout=call.is_own(exc), is_noted=noted)
+                    flight.fail(exc, call.attempts, is_own=call.is_own(exc), is_noted=noted)
                 raise
             flight.succeed(value)
             await keep(call, store, flight, value)

@@ -15,7 +15,7 @@ from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import RetryDelay, delay_before
 from ._slots import Slot, ThreadCancelled, check_cancelled
 from ._spec import Spec
-from .exceptions import TaskError, TaskTimeoutError
+from .exceptions import DatasetError, TaskError, TaskTimeoutError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -224,7 +224,7 @@ class Call:
         """
         self.arrive()
         home, spec = self.home, self.spec
-        if spec.retries or spec.is_cached:
+        if spec.retries or spec.is_kept:
             self._cancellations = cancellations()
         books = home.books
         if books is None:
@@ -453,8 +453,12 @@ class Call:
 
     def refuse(self, error: Exception) -> Exception:
         """An error of a call that cannot be made: it comes out as it is, and is never retried."""
-        self._raised = error
         self._refused = True
+        return self.fail_with(error)
+
+    def fail_with(self, error: Exception) -> Exception:
+        """An error that is the call's own, and not its function's: it comes out as it is."""
+        self._raised = error
         return error
 
     def fails_by_itself(self, exc: Exception) -> bool:
@@ -472,12 +476,16 @@ class Call:
         error, self.attempts, self._is_noted = flight.taken_error(), flight.attempts, flight.is_noted
         flight.is_noted = self._is_noted or not self.spec.options.wrap_errors
         self.retries_told = self.attempts - 1
-        if flight.is_timeout and isinstance(error, TaskTimeoutError):
+        if flight.is_own and isinstance(error, TaskTimeoutError):
             text = self._failed_with(f"no result within its timeout of {error.limit:g} s")
             error = TaskTimeoutError(
                 text, scope=error.scope, limit=error.limit, metadata=self.metadata, attempts=self.attempts
             )
-            self._raised = error
+            return self.fail_with(error)
+        if flight.is_own and isinstance(error, DatasetError):
+            made = DatasetError(str(error))
+            made.__cause__ = error.__cause__
+            return self.fail_with(made)
         return error
 
     def is_own(self, exc: BaseException) -> bool:

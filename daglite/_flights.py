@@ -112,7 +112,7 @@ class Flight(Computation):
         self.has_failed: bool = False
         self.attempts: int = 1  # of the leader
         self.is_noted: bool = False  # whether the error says which task raised it
-        self.is_timeout: bool = False  # whether it is that of the leader's own timeout
+        self.is_own: bool = False  # whether the error is the leader's, and not its function's
         self._followers: OrderedDict[Follower, None] = OrderedDict()
         self._error: Exception | None = None
         self._takers = 0  # who have yet to take it
@@ -143,17 +143,17 @@ class Flight(Computation):
             self.pickle()
         self._end()
 
-    def fail(self, error: Exception, attempts: int, *, is_timeout: bool, is_noted: bool) -> None:
+    def fail(self, error: Exception, attempts: int, *, is_own: bool, is_noted: bool) -> None:
         """Give its followers the error.
 
         Args:
             error: What the leader has failed with.
             attempts: How often it has run the function.
-            is_timeout: Whether it is that of its own timeout.
+            is_own: Whether it is its own, and not its function's: that of its timeout, or of what could not be saved.
             is_noted: Whether it says which task raised it.
         """
         self.has_failed = True
-        self.attempts, self.is_timeout, self.is_noted = attempts, is_timeout, is_noted
+        self.attempts, self.is_own, self.is_noted = attempts, is_own, is_noted
         self._takers = len(self._followers)
         if self._takers:
             self._error = error

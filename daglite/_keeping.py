@@ -22,7 +22,16 @@ from ._flights import Computation, Look, flights_here
 from ._log import described, logger
 from ._stores import CACHE_MISS, CacheStore, location_of
 
-__all__ = ["in_thread", "in_total_time", "keep", "keep_sync", "looked_up", "looked_up_here"]
+__all__ = [
+    "Unfinished",
+    "in_thread",
+    "in_total_time",
+    "keep",
+    "keep_sync",
+    "looked_up",
+    "looked_up_here",
+    "to_its_end",
+]
 
 T = TypeVar("T")
 
@@ -179,11 +188,15 @@ async def in_thread(func: Callable[[], T]) -> T:
     return await to_thread.run_sync(func, abandon_on_cancel=True, limiter=limiter())
 
 
+class Unfinished(TimeoutError):
+    """Something goes on in a thread that a cancelled call has waited for as long as it may."""
+
+
 async def to_its_end(func: Callable[[], None], grace: float) -> None:
     """Call a function in a thread, and see that through; once it is cancelled for no more than so many seconds.
 
     Raises:
-        TimeoutError: They were not enough.
+        Unfinished: They were not enough, and the thread goes on by itself.
     """
     once, loop, ended = threading.Lock(), Loop(), anyio.Event()
     errors: list[BaseException] = []
@@ -206,7 +219,7 @@ async def to_its_end(func: Callable[[], None], grace: float) -> None:
                 await in_thread(run)
             await ended.wait()
         if not ended.is_set():
-            errors.append(TimeoutError(f"it has taken longer than the {grace:g} s that a cancelled call waits for it"))
+            errors.append(Unfinished(f"it has taken longer than the {grace:g} s that a cancelled call waits for it"))
         # As with anyio's shield: the value that is there is returned, and the next checkpoint is cancelled.
         if not comes_from_scope():
             raise

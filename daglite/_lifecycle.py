@@ -39,7 +39,7 @@ __all__ = ["run", "run_sync"]
 
 async def run(call: Call) -> Any:
     """Call a task's function, in the event loop or on a backend, until it succeeds or may not be tried again."""
-    if call.spec.is_cached:
+    if call.spec.is_kept:
         return await cached(call, attempts)
     with call:
         result = await (attempt(call) if call.spec.is_single else attempts(call))
@@ -50,7 +50,7 @@ async def run(call: Call) -> Any:
 
 def run_sync(call: Call) -> Any:
     """Call a task's function until it succeeds or may not be tried again."""
-    if call.spec.is_cached:
+    if call.spec.is_kept:
         return cached_sync(call, attempts_sync)
     with call:
         result = attempt_sync(call) if call.spec.is_single else attempts_sync(call)

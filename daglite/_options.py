@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 from . import _checks
 from ._functions import Function, is_plain
 from ._gates import Gate
+from ._opening import checked_dataset_store
 from ._retry import RetryDelay, RetryOn
 from ._stores import checked_store
-from ._templates import placeholders
+from ._templates import placeholders, render
 from .limits import Limit, Rate
 
-__all__ = ["CacheHash", "CacheTTL", "Options", "checked_options"]
+__all__ = ["CacheHash", "CacheTTL", "Options", "checked_options", "dataset_placeholders"]
 
 CacheTTL: TypeAlias = "float | Callable[[Any], float | None]"
 """For how many seconds a result is kept, or a function of the result that says so."""
@@ -44,6 +45,9 @@ class Options:
     cache_ttl: CacheTTL | None
     cache_hash: CacheHash | None
     version: str | int | None
+    dataset: str | None
+    dataset_store: Any
+    dataset_format: str | None
     backend: str | None
     wrap_errors: bool
 
@@ -85,6 +89,9 @@ def checked_options(
     cache_ttl: Any,
     cache_hash: Any,
     version: Any,
+    dataset: Any,
+    dataset_store: Any,
+    dataset_format: Any,
     backend: Any,
     wrap_errors: Any,
 ) -> Options:
@@ -128,6 +135,11 @@ def checked_options(
         cache_ttl=_checked_cache_ttl(where, cache_ttl),
         cache_hash=_checked_cache_hash(where, cache_hash),
         version=_checked_version(where, version),
+        dataset=_checked_dataset(where, dataset, dataset_format, function),
+        dataset_store=None
+        if dataset_store is None
+        else checked_dataset_store(f"{where}: dataset_store", dataset_store),
+        dataset_format=dataset_format,
         backend=_checked_backend(where, backend, deadlines, function),
         wrap_errors=_checks.flag(f"{where}: wrap_errors", wrap_errors),
     )
@@ -226,6 +238,48 @@ def _checked_version(where: str, version: Any) -> str | int | None:
     if version is None or type(version) in (str, int):
         return version  # type: ignore[no-any-return]
     raise TypeError(f"{where}: version must be a str or an int, not {version!r}")
+
+
+def _checked_dataset(where: str, dataset: Any, format: Any, function: Function) -> str | None:
+    if dataset is None:
+        if format is not None:
+            raise ValueError(
+                f"{where}: dataset_format={format!r} does nothing without dataset=, which says where to save"
+            )
+        return None
+    from .datasets._formats import format_named, format_of  # not by `import daglite`
+    from .datasets._keys import checked_key
+
+    what = f"{where}: dataset"
+    if not isinstance(dataset, str):
+        raise TypeError(f"{what} must be a str such as '{{name}}.json', not {dataset!r}")
+    used = dataset_placeholders(function, dataset, what)
+    if function.is_generator and "iter_index" not in used:
+        raise ValueError(
+            f"{where} is a generator, and saves each item: dataset={dataset!r} must hold {{iter_index}}, the item's number"
+        )
+    likely = render(dataset, dict.fromkeys(used, "0"))
+    checked_key(likely, what)
+    if format is not None:
+        format_named(format, what)
+    elif not used or "." in dataset.rpartition("}")[2]:
+        format_of(likely, what)
+    return dataset
+
+
+def dataset_placeholders(function: Function, dataset: str, what: str) -> frozenset[str]:
+    """The placeholders in the key of a dataset.
+
+    Args:
+        function: The task's function.
+        dataset: The key.
+        what: Whose key it is, to begin an error message with.
+
+    Raises:
+        ValueError: A placeholder is malformed, or not available.
+    """
+    of_items = ("iter_index",) if function.is_generator else ()
+    return placeholders(dataset, dict.fromkeys((*function.parameters, "name", "map_index", *of_items)), what)
 
 
 def _checked_name(name: Any, function: Function) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -58,6 +58,11 @@ class Watched(Protocol):
     @property
     def slot(self) -> Thread | None:
         """The worker thread that it runs in, or that waits for it."""
+        ...
+
+    @property
+    def spec(self) -> Any:
+        """The task."""
         ...
 
     @property
@@ -122,6 +127,31 @@ class Watcher(Protocol):
 
     def cache_failed(self, call: Watched, operation: str, error: Exception) -> None:
         """A cache could not be read or written, or for how long to keep a result could not be found out."""
+        ...
+
+    def accessing(
+        self, operation: Literal["save", "load"], call: Watched | None, slot: Thread | None, facts: Mapping[str, Any]
+    ) -> None:
+        """The code of a call, or of the session outside of calls, is about to save or to load a dataset.
+
+        Args:
+            operation: What it is about to do.
+            call: The call.
+            slot: The worker thread that it runs in.
+            facts: The arguments of the hook, but for the call.
+        """
+        ...
+
+    def accessed(
+        self,
+        operation: Literal["save", "load"],
+        call: Watched | None,
+        slot: Thread | None,
+        facts: Mapping[str, Any],
+        result: Any,
+        duration: float,
+    ) -> None:
+        """It has done so, in so many seconds, with what was loaded."""
         ...
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:

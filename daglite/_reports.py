@@ -5,10 +5,10 @@ A hook that reports something does so between the first event of its call and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import time as now
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _clock, _hooks
 from ._bus import Bus
@@ -19,6 +19,8 @@ from .events import (
     CacheFailed,
     CacheHit,
     CacheMissed,
+    DatasetLoaded,
+    DatasetSaved,
     Event,
     ItemYielded,
     LogRecorded,
@@ -130,6 +132,36 @@ class Reports:
         if self.bus.listeners:
             event = CacheFailed(self.bus.session_id, now(), call.metadata, operation, described(error))
             self._publish(event, call, call.slot)
+
+    def accessing(
+        self, operation: Literal["save", "load"], call: Watched | None, slot: Thread | None, facts: Mapping[str, Any]
+    ) -> None:
+        """The code of a call, or of the session outside of calls, is about to save or to load a dataset."""
+        self._fire_of_dataset(f"before_dataset_{operation}", call, slot, facts)
+
+    def accessed(
+        self,
+        operation: Literal["save", "load"],
+        call: Watched | None,
+        slot: Thread | None,
+        facts: Mapping[str, Any],
+        result: Any,
+        duration: float,
+    ) -> None:
+        """It has done so, in so many seconds, with what was loaded."""
+        if self.bus.listeners:
+            kind = DatasetSaved if operation == "save" else DatasetLoaded
+            metadata = None if call is None else call.metadata
+            event = kind(self.bus.session_id, now(), metadata, facts["key"], facts["format"], duration)
+            self._publish(event, call, slot)
+        outcome = {} if operation == "save" else {"result": result, "duration": duration}
+        self._fire_of_dataset(f"after_dataset_{operation}", call, slot, {**facts, **outcome})
+
+    def _fire_of_dataset(self, hook: str, call: Watched | None, slot: Thread | None, facts: Mapping[str, Any]) -> None:
+        implementations = self.hooks.of(hook)
+        if implementations:
+            about = {**facts, "metadata": None if call is None else call.metadata}
+            self._call_aside(implementations, about, self._aside, call, slot)
 
     def retrying(self, call: Watched, error: Exception, delay: float) -> None:
         """An attempt has failed, and another follows after so many seconds."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._functions import Function
 from ._gates import Gate
-from ._options import Options
+from ._options import Options, dataset_placeholders
 from ._templates import placeholders, render
 
 __all__ = ["Spec"]
@@ -33,6 +33,8 @@ class Spec:
         # Whether an attempt is all of a call.
         self.is_single: bool = not self.retries and self.total_timeout is None and not self.gates
         self.is_cached: bool = options.cache is not False
+        # Whether anything happens to a result but that it is returned.
+        self.is_kept: bool = self.is_cached or options.dataset is not None
         # As in `Options.deadlines`, but quickly: whenever a method is called this is made.
         self.is_bounded: bool = not (self.timeout is None and self.total_timeout is None and self.item_timeout is None)
         self.is_plain: bool = self.is_single and not self.is_bounded
@@ -48,6 +50,12 @@ class Spec:
         """The placeholders in the name."""
         available = (*self.function.parameters, "map_index")
         return placeholders(self.options.name, available, f"task {self.options.name!r}: name")
+
+    @cached_property
+    def dataset_placeholders(self) -> frozenset[str]:
+        """The placeholders in the key of its dataset."""
+        assert self.options.dataset is not None
+        return dataset_placeholders(self.function, self.options.dataset, f"task {self.options.name!r}: dataset")
 
     @cached_property
     def label(self) -> str:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Final, Protocol, TypeAlias, final
 
-__all__ = ["CACHE_MISS", "CacheMiss", "CacheStore", "StoreLike", "checked_store", "location_of"]
+__all__ = [
+    "CACHE_MISS",
+    "CacheMiss",
+    "CacheStore",
+    "StoreLike",
+    "checked_store",
+    "location_of",
+    "without_password",
+]
 
 
 @final
@@ -96,6 +105,11 @@ def checked_store(what: str, store: Any) -> Any:
             f"daglite.cache.MemoryCacheStore(), not {store!r}"
         )
     return store
+
+
+def without_password(text: str) -> str:
+    """A path or URL as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//...@", text)
 
 
 def location_of(store: CacheStore) -> Any:

@@ -13,6 +13,7 @@ from ._context import here
 from ._from_thread_streams import FromThreadSteps
 from ._protocols import Attempt
 from ._pumps import PumpedSteps
+from ._saving import saved_generator, saved_generator_sync
 from ._steps import AsyncSteps, SyncSteps
 from ._streams import AsyncStream, SyncStream
 from ._task import Task
@@ -69,7 +70,7 @@ class AsyncTaskStream(Task[P, R]):
         return AsyncStream(self._steps(Call(self._spec, args, kwargs, here())))
 
     def _steps(self, call: Call) -> AsyncSteps | PumpedSteps:
-        generator = call.spec.func(*call.args, **call.kwargs)
+        generator = saved_generator(call, call.spec.func(*call.args, **call.kwargs))
         return PumpedSteps(call, generator) if call.spec.is_pumped else AsyncSteps(call, generator)
 
     def from_thread(self, *args: P.args, **kwargs: P.kwargs) -> SyncStream[R]:
@@ -108,8 +109,8 @@ class AsyncTaskStream(Task[P, R]):
             RuntimeError: An event loop runs in this thread: use `async for`.
             SessionError: There is no event loop to go to, or the session has ended.
         """
-        spec = self._spec
-        steps = PumpedSteps(Call(spec, args, kwargs, here()), spec.func(*args, **kwargs))
+        call = Call(self._spec, args, kwargs, here())
+        steps = PumpedSteps(call, saved_generator(call, self._spec.func(*args, **kwargs)))
         return SyncStream(FromThreadSteps(steps, f"async for item in {self.__name__}(...)"))
 
     async def _awaited(self, call: Call) -> Any:
@@ -175,7 +176,7 @@ class SyncTaskStream(Task[P, R]):
         return SyncStream(self._steps(Call(self._spec, args, kwargs, here())))
 
     def _steps(self, call: Call) -> SyncSteps | TimedSteps:
-        generator = call.spec.func(*call.args, **call.kwargs)
+        generator = saved_generator_sync(call, call.spec.func(*call.args, **call.kwargs))
         return SyncSteps(call, generator) if call.spec.item_timeout is None else TimedSteps(call, generator)
 
     def to_thread(self, *args: P.args, **kwargs: P.kwargs) -> AsyncStream[R]:
@@ -190,7 +191,8 @@ class SyncTaskStream(Task[P, R]):
         Raises:
             TypeError: The function does not take these arguments.
         """
-        return AsyncStream(ThreadSteps(self._call(args, kwargs, THREAD), self._spec.func(*args, **kwargs)))
+        call = self._call(args, kwargs, THREAD)
+        return AsyncStream(ThreadSteps(call, saved_generator_sync(call, self._spec.func(*args, **kwargs))))
 
     def _awaited(self, call: Call) -> Coroutine[Any, Any, Any]:
         call.backend = call.backend or self._backend(None, call.home)

@@ -13,6 +13,7 @@ from typing_extensions import ParamSpec, Self
 from ._bridge import INLINE, find_backend
 from ._call import Call
 from ._context import Home, Position, here
+from ._opening import DatasetStoreLike
 from ._options import CacheHash, CacheTTL, Options
 from ._protocols import Backend
 from ._reference import reduce_partial, reduce_task
@@ -168,6 +169,21 @@ class Task(Generic[P, R]):
         return self._spec.options.version
 
     @property
+    def dataset(self) -> str | None:
+        """The key under which results, or items, are saved; `None` if they are not."""
+        return self._spec.options.dataset
+
+    @property
+    def dataset_store(self) -> DatasetStoreLike | None:
+        """Where datasets are; `None` for where the session says."""
+        return self._spec.options.dataset_store  # type: ignore[no-any-return]
+
+    @property
+    def dataset_format(self) -> str | None:
+        """In which format results are saved; `None` for the one that the key's extension means."""
+        return self._spec.options.dataset_format
+
+    @property
     def backend(self) -> str | None:
         """Where fan-outs run a sync function; `None` for where the session says."""
         return self._spec.options.backend
@@ -212,6 +228,9 @@ class Task(Generic[P, R]):
         cache_ttl: CacheTTL | NotGiven | None = NOT_GIVEN,
         cache_hash: CacheHash | NotGiven | None = NOT_GIVEN,
         version: str | int | NotGiven | None = NOT_GIVEN,
+        dataset: str | NotGiven | None = NOT_GIVEN,
+        dataset_store: DatasetStoreLike | NotGiven | None = NOT_GIVEN,
+        dataset_format: str | NotGiven | None = NOT_GIVEN,
         backend: str | NotGiven | None = NOT_GIVEN,
         wrap_errors: bool | NotGiven = NOT_GIVEN,
     ) -> Self:
@@ -234,6 +253,9 @@ class Task(Generic[P, R]):
             cache_ttl: As above, in seconds.
             cache_hash: As above.
             version: As above.
+            dataset: As above. Without one there is no `dataset_format` either.
+            dataset_store: As above.
+            dataset_format: As above.
             backend: As above.
             wrap_errors: As above.
 
@@ -258,12 +280,17 @@ class Task(Generic[P, R]):
             "cache_ttl": cache_ttl,
             "cache_hash": cache_hash,
             "version": version,
+            "dataset": dataset,
+            "dataset_store": dataset_store,
+            "dataset_format": dataset_format,
             "backend": backend,
             "wrap_errors": wrap_errors,
         }
         changes = {option: value for option, value in options.items() if value is not NOT_GIVEN}
         if not isinstance(cache, (bool, NotGiven)) and isinstance(cache_store, NotGiven):
             changes["cache_store"] = None
+        if dataset is None and isinstance(dataset_format, NotGiven):
+            changes["dataset_format"] = None
         spec = self._spec
         return type(self)(Spec(spec.function, spec.options.changed(spec.function, changes)), self._source)
 

@@ -205,6 +205,40 @@ class ItemYielded(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetSaved(Event):
+    """A dataset was saved: the result of a call, an item of a stream, or a value that `save_dataset` was given.
+
+    Args:
+        metadata: The call that has saved it; `None` if it was none.
+        key: Where to, below the root of the store.
+        format: The format that was asked for; `None` if the key's extension says it.
+        duration: Seconds that it took.
+    """
+
+    metadata: TaskMetadata | None
+    key: str
+    format: str | None
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetLoaded(Event):
+    """A dataset was loaded by `load_dataset`.
+
+    Args:
+        metadata: The call that has loaded it; `None` if it was none.
+        key: What it was saved under.
+        format: The format that was asked for; `None` if the key's extension says it.
+        duration: Seconds that it took.
+    """
+
+    metadata: TaskMetadata | None
+    key: str
+    format: str | None
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReported(TaskEvent):
     """What a call says of itself, with `report(type, data)`.
 

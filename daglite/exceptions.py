@@ -6,6 +6,7 @@
     │   └── TaskGroupError      calls of a fan-out or session failed (also an ExceptionGroup)
     ├── BackendError            a backend cannot run a call
     ├── CacheKeyError           no key can be made of a call that is to be cached
+    ├── DatasetError            a value cannot be saved or loaded
     ├── LimitError              a call would wait for a limit that one around it holds (also a RuntimeError)
     ├── SessionError            a session was used when it is not open (also a RuntimeError)
     └── CallCancelledError      a call was cancelled that somebody waits for who was not
@@ -35,6 +36,7 @@ __all__ = [
     "CacheKeyError",
     "CallCancelledError",
     "DagliteError",
+    "DatasetError",
     "LimitError",
     "SessionError",
     "TaskError",
@@ -67,6 +69,13 @@ class CacheKeyError(DagliteError):
     """No key can be made of a call whose result is to be kept: of its arguments, or of its function.
 
     It comes out as it is, before the call begins, and is never retried.
+    """
+
+
+class DatasetError(DagliteError):
+    """A value cannot be saved or loaded: what has gone wrong is the `__cause__`. Or there is no store for it.
+
+    From a call whose result is to be saved it comes out as it is; the function is not run again for it.
     """
 
 

@@ -28,6 +28,7 @@ from ._functions import is_coroutine_function
 from ._handles import CallHandle
 from ._hooks import Hooks, name_of
 from ._metadata import new_id
+from ._opening import DatasetStoreLike
 from ._stores import StoreLike
 from ._sync_session import SyncSession
 from ._threads import Threads
@@ -86,6 +87,7 @@ def session(
     backend: str | NotGiven = NOT_GIVEN,
     on_background_error: Literal["raise", "log"] | NotGiven = NOT_GIVEN,
     cache_store: StoreLike | NotGiven | None = NOT_GIVEN,
+    dataset_store: DatasetStoreLike | NotGiven | None = NOT_GIVEN,
     plugins: Iterable[Any] = (),
     settings: Settings | NotGiven = NOT_GIVEN,
     event_loop: Literal["asyncio", "trio"] | NotGiven = NOT_GIVEN,
@@ -144,6 +146,8 @@ def session(
             error, as a task group does; `"log"` if it is logged and harms nobody, as suits a server.
         cache_store: Where the results of tasks with `cache=True` are kept that name no store: a store, the path of a folder,
             or `"memory://name"`; `None`, the default, if nowhere.
+        dataset_store: Where the datasets of tasks, and of `save_dataset` and `load_dataset`, are that name no store: a
+            `daglite.datasets.DatasetStore`, the path of a folder, or a URL; `None`, the default, if nowhere.
         plugins: Objects and modules with hooks, or with `async def consume(self, events)`, see `daglite.plugins`; or the
             names that installed packages offer them under, by entry points in the group `daglite.plugins`. Those of the
             enclosing session are there as well; each sees each call once.
@@ -170,6 +174,7 @@ def session(
         "backend": backend,
         "on_background_error": on_background_error,
         "cache_store": cache_store,
+        "dataset_store": dataset_store,
     }
     given = {option: value for option, value in options.items() if not isinstance(value, NotGiven)}
     check_settings("session", given)

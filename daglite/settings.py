@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from . import _checks
 from ._metadata import HIDDEN, Redact
+from ._opening import DatasetStoreLike, checked_dataset_store
 from ._stores import StoreLike, checked_store
 
 __all__ = ["Settings", "get_settings", "hide", "set_settings"]
@@ -98,6 +99,9 @@ class Settings:
         cache_key: A secret with which stores that are given as paths sign what they write, so that they read nothing that
             others have written; `None` if they do not. It is never shown.
 
+        dataset_store: Where the datasets of tasks, and of `save_dataset` and `load_dataset`, are that name no store: a
+            `daglite.datasets.DatasetStore`, the path of a folder, or a URL; `None` if nowhere.
+
     Raises:
         TypeError: A setting has the wrong type.
         ValueError: A setting is out of range.
@@ -111,10 +115,14 @@ class Settings:
     cache_store: StoreLike | None = field(default=None, metadata={"parse": str})
     cache_key: str | bytes | None = field(default=None, repr=False, metadata={"parse": str})
 
+    dataset_store: DatasetStoreLike | None = field(default=None, metadata={"parse": str})
+
     def __post_init__(self) -> None:
         check_settings("Settings", {each.name: getattr(self, each.name) for each in fields(self)})
-        if isinstance(self.cache_store, os.PathLike):
-            object.__setattr__(self, "cache_store", os.fspath(self.cache_store))  # every call would do it
+        for name in ("cache_store", "dataset_store"):
+            store = getattr(self, name)
+            if isinstance(store, os.PathLike):
+                object.__setattr__(self, name, os.fspath(store))  # every call would do it
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -174,6 +182,8 @@ def check_settings(where: str, given: Mapping[str, Any]) -> None:
                 _checks.one_of(what, value, ("raise", "log"))
             case "cache_store" if value is not None:
                 checked_store(what, value)
+            case "dataset_store" if value is not None:
+                checked_dataset_store(what, value)
             case "cache_key" if value is not None and (not isinstance(value, (str, bytes)) or not value):
                 raise TypeError(f"{what} must be a str or bytes, and not empty")  # without showing it
             case "redact" if value is not None and not callable(value):

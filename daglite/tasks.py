@@ -9,6 +9,7 @@ from typing_extensions import Never, ParamSpec
 
 from ._function_tasks import AsyncTask, SyncTask
 from ._functions import Function, function_of
+from ._opening import DatasetStoreLike
 from ._options import CacheHash, CacheTTL, checked_options
 from ._retry import RetryDelay, RetryOn
 from ._spec import Spec
@@ -87,6 +88,9 @@ def task(
     cache_ttl: CacheTTL | None = None,
     cache_hash: CacheHash | None = None,
     version: str | int | None = None,
+    dataset: str | None = None,
+    dataset_store: DatasetStoreLike | None = None,
+    dataset_format: str | None = None,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Decorator: ...
@@ -110,6 +114,9 @@ def task(
     cache_ttl: CacheTTL | None = None,
     cache_hash: CacheHash | None = None,
     version: str | int | None = None,
+    dataset: str | None = None,
+    dataset_store: DatasetStoreLike | None = None,
+    dataset_format: str | None = None,
     backend: str | None = None,
     wrap_errors: bool = True,
 ) -> Any:
@@ -170,6 +177,13 @@ def task(
             `daglite.cache.default_cache_hash` by default, which takes them as they are, all the way down.
         version: What counts in a key in place of the function's code and of what that closes over; by default they count, so
             that a changed function has new keys. What it calls, and globals, never count.
+        dataset: The key under which a result is saved, such as `"{name}.parquet"`; by default it is not. It may hold `{parameter}`,
+            `{map_index}`, and `{name}` if no parameter is called that; what they stand for must be a part of one name. A stream saves
+            each item, and its key must hold `{iter_index}`. It is saved after the last attempt, outside of all deadlines; what cannot
+            be saved is a `DatasetError`, for which the function is not run again. What comes from the cache is not saved.
+        dataset_store: Where to: a `daglite.datasets.DatasetStore`, the path of a folder, or a URL; by default that of the session. It
+            is also that of `save_dataset` and `load_dataset` in the function.
+        dataset_format: In which format; by default the one that the key's extension means.
         backend: For sync functions: where fan-outs and `start_soon` run them, `"thread"` or `"inline"`; by default where
             the session says.
         wrap_errors: Whether a failed call raises a `TaskError` with the function's own error as its cause, which is
@@ -199,6 +213,9 @@ def task(
         "cache_ttl": cache_ttl,
         "cache_hash": cache_hash,
         "version": version,
+        "dataset": dataset,
+        "dataset_store": dataset_store,
+        "dataset_format": dataset_format,
         "backend": backend,
         "wrap_errors": wrap_errors,
     }
