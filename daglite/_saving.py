@@ -156,15 +156,18 @@ class SavedItems:
 
     async def _step(self, make: Callable[[], Awaitable[Any]]) -> Any:
         call = self._call
+        if self._to is None:
+            self._to = first_destination(call)
+        item = await make()
         try:
-            if self._to is None:
-                self._to = first_destination(call)
-            item = await make()
             await save(call, self._to, self._to.key(call.items), item)
-            return item
         except BaseException:
-            await self._generator.aclose()  # of one that has ended, or failed by itself, nothing is left to be closed
+            try:
+                await self._generator.aclose()
+            except Exception:
+                logger().exception("stream %r failed to close", call.spec.label)
             raise
+        return item
 
 
 class SavedItemsSync:
@@ -192,15 +195,18 @@ class SavedItemsSync:
 
     def _step(self, make: Callable[[], Any]) -> Any:
         call = self._call
+        if self._to is None:
+            self._to = first_destination(call)
+        item = make()
         try:
-            if self._to is None:
-                self._to = first_destination(call)
-            item = make()
             save_sync(call, self._to, self._to.key(call.items), item)
-            return item
         except BaseException:
-            self._generator.close()
+            try:
+                self._generator.close()
+            except Exception:
+                logger().exception("stream %r failed to close", call.spec.label)
             raise
+        return item
 
 
 def first_destination(call: Call) -> Destination:

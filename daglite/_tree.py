@@ -30,7 +30,8 @@ class LiveCall:
         metadata: The call.
         state: `"running"`, also where it waits for what it awaits; `"backing off"` before a retry; `"waiting for a
             limit"`, `"waiting for a rate"` or `"waiting for a thread"`; `"in a thread"`; of a cached
-            task `"looking in its cache"`, `"following another's computation"` or `"keeping its result"`; of a stream `"between items"`
+            task `"looking in its cache"`, `"following another's computation"` or `"keeping its result"`; of one with a dataset
+            `"saving its dataset"`; of a stream `"between items"`
             when nobody asks for one, or `"closing"`; or `"stuck in an abandoned thread"`, of a thread whose caller was
             released, and which Python cannot stop.
         age: Seconds since it began.

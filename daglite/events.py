@@ -18,6 +18,8 @@ __all__ = [
     "CacheMissed",
     "Event",
     "ItemYielded",
+    "DatasetSaved",
+    "DatasetLoaded",
     "LogRecorded",
     "SessionEnded",
     "SessionStarted",

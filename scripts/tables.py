@@ -53,6 +53,8 @@ SOME_VALUE = {  # of an option, other than its default
     "cache_ttl": 1.0,
     "cache_hash": lambda func, inputs: "",
     "version": 1,
+    "dataset_store": "folder",
+    "dataset_format": "json",
     "backend": "thread",
     "wrap_errors": False,
 }
@@ -77,8 +79,14 @@ def options_table() -> list[str]:
 
 def takes(function: Callable[..., Any], option: str) -> bool:
     """Whether a task of such a function can have the option."""
+    made = task(function)
+    # Each of these needs the first, whose placeholders depend on the kind of task.
+    dataset = {"dataset": "{iter_index}.json" if made.is_generator else "{name}.json"}
+    given: dict[str, Any] = {**dataset} if option.startswith("dataset") else {}
+    if option != "dataset":
+        given[option] = SOME_VALUE[option]
     try:
-        task(function).with_options(**{option: SOME_VALUE[option]})
+        made.with_options(**given)
     except ValueError:
         return False
     return True

@@ -25,6 +25,7 @@ CUT = "-- the end of a block --"
 MODULES = [
     "daglite.cache",
     "daglite.composers",
+    "daglite.datasets",
     "daglite.events",
     "daglite.exceptions",
     "daglite.limits",

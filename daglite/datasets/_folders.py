@@ -165,9 +165,10 @@ class LocalFolder:
         with self._folder_of(parts) as (folder, name):
             refuse_link(folder, name, parts)
             number = folder.open(name, _READ)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "it is no file", "/".join(parts))
         with os.fdopen(number, "rb") as file:
-            if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise OSError(errno.EINVAL, "it is no file", "/".join(parts))
             yield file
 
     @contextmanager
@@ -181,6 +182,9 @@ class LocalFolder:
         make_folders(self.path)
         with self._folder_of(parts, make=True) as (folder, name), self._own_folder() as beside:
             refuse_link(folder, name, parts)
+            status = folder.status(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/".join(parts))
             new = NewFile(beside, folder, name)
             try:
                 yield new.file

@@ -37,12 +37,13 @@ class DatasetFormat(Protocol):
         """Those of the keys that mean it, in lower case and without the first dot, such as `("yaml", "yml")`."""
         ...
 
-    def dump(self, value: Any, file: BinaryIO, **options: Any) -> None:
+    def dump(self, value: Any, file: BinaryIO, /, *args: Any, **options: Any) -> None:
         """Write a value.
 
         Args:
             value: The value.
             file: A file that can be written, read and sought in, at its beginning. Nobody else sees it before it is whole.
+            args: There are none; it says for type checkers that a format may have any options.
             options: Those that were given to `save`.
 
         Raises:
@@ -50,12 +51,13 @@ class DatasetFormat(Protocol):
         """
         ...
 
-    def load(self, file: BinaryIO, type: type | None, **options: Any) -> Any:
+    def load(self, file: BinaryIO, type: type | None, /, *args: Any, **options: Any) -> Any:
         """Read a value.
 
         Args:
             file: A file that can be read and sought in, at its beginning.
             type: The class that was asked for; `None` if none was. What is returned is compared with it elsewhere.
+            args: There are none.
             options: Those that were given to `load`.
         """
         ...

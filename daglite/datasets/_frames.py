@@ -68,7 +68,9 @@ def library_of(cls: type) -> str | None:
 
 def is_installed(name: str) -> bool:
     """Whether a library can be imported."""
-    return name in sys.modules or importlib.util.find_spec(name) is not None
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def write_csv_of_pandas(frame: Any, file: BinaryIO, **options: Any) -> None:

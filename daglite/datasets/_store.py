@@ -209,7 +209,8 @@ class Root(Protocol):
 
 
 def _opened(path: str, storage_options: Mapping[str, Any] | None) -> Root:
-    return LocalFolder(os.path.abspath(path))
+    scheme, separator, rest = path.partition("://")
+    return LocalFolder(os.path.abspath(rest if separator and scheme in ("file", "local") else path))
 
 
 def _made(path: str, storage_options: Mapping[str, Any] | None) -> DatasetStore:
