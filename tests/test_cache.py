@@ -756,7 +756,7 @@ async def test_a_store_that_never_ends_keeps_a_cancelled_call_for_no_longer_than
                 await until(lambda: shelf.told == ["put"])
                 group.cancel_scope.cancel()
     shelf.gate.set()
-    check_warning(caplog, "could not keep its result: TimeoutError: it has taken longer than the 0.1 s")
+    check_warning(caplog, "could not keep its result: Unfinished: it has taken longer than the 0.1 s")
 
 
 async def test_keeping_is_outside_of_the_deadlines(virtual_clock: VirtualClock) -> None:
