@@ -3,13 +3,14 @@
     python examples/stdlib_census.py
     python examples/stdlib_census.py --event-loop trio --limit 4 --root some/folder
     python examples/stdlib_census.py --sync
-    python examples/stdlib_census.py --cache some/other/folder
+    python examples/stdlib_census.py --cache some/other/folder --save a/third
 
 The files are found and parsed in worker threads, a few at once, and added up as they come in; the event loop stays free
 to tell how far it is. What is counted on the way comes from the events of the session. Files that do not parse are
 there to be broken, as the test data of Python's own tests: they are counted, and are no failures. With `--sync` the
 program itself is a plain script, which finds all files first and then waits; the tasks are the same. With `--cache` the results are kept in
-a folder, under keys of what is in the files, wherever they lie: a second run parses what has changed, and says how little that was.
+a folder, under keys of what is in the files, wherever they lie: a second run parses what has changed, and says how little that was. With `--save` the
+table becomes a file for other programs.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Literal
 
 import anyio
 
-from daglite import Outcome, map_tasks, session, stream_tasks, task
+from daglite import Outcome, map_tasks, save_dataset, session, stream_tasks, task
 from daglite.events import CacheHit, Event, ItemYielded, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
 from daglite.exceptions import TaskError
 from daglite.sessions import Subscription
@@ -39,6 +40,7 @@ from daglite.sessions import Subscription
 STDLIB = Path(sysconfig.get_path("stdlib"))
 INSTALLED = {"site-packages", "dist-packages"}
 SHOWN = 5
+TABLE = "census.json"
 
 
 @dataclass(frozen=True)
@@ -183,23 +185,29 @@ def take_census_here(
     return totals, progress
 
 
-def print_report(root: Path, totals: Totals, progress: Progress, *, with_cache: bool) -> None:
+def tabulate(totals: Totals, progress: Progress, *, with_cache: bool) -> dict[str, float]:
+    """The numbers, by name; the time is in seconds."""
     rows = {
-        "files": f"{totals.files:,}",
-        "lines": f"{totals.lines:,}",
-        "functions": f"{totals.functions:,}",
-        "coroutines": f"{totals.coroutines:,}",
-        "broken on purpose": f"{totals.broken:,}",
-        "failures": f"{len(totals.failures):,}",
-        "retries": f"{progress.retries:,}",
-        "wall time": f"{progress.seconds:.2f} s",
-        "calls/s": f"{(progress.done + progress.failed) / progress.seconds:,.0f}",
+        "files": totals.files,
+        "lines": totals.lines,
+        "functions": totals.functions,
+        "coroutines": totals.coroutines,
+        "broken on purpose": totals.broken,
+        "failures": len(totals.failures),
+        "retries": progress.retries,
+        "wall time": progress.seconds,
+        "calls/s": (progress.done + progress.failed) / progress.seconds,
     }
     if with_cache:
-        rows["parsed"], rows["in the cache"] = f"{progress.parsed:,}", f"{progress.cached:,}"
-    for name, value in rows.items():
+        rows |= {"parsed": progress.parsed, "in the cache": progress.cached}
+    return rows
+
+
+def print_report(root: Path, totals: Totals, table: dict[str, float]) -> None:
+    for name, number in table.items():
+        value = f"{number:.2f} s" if name == "wall time" else f"{number:,.0f}"
         print(f"  {name:18}{value:>12}")
-    if with_cache and not progress.parsed:
+    if table.get("parsed") == 0:
         print("\nNothing was parsed: what is in these files was in the cache.")
     print("\nSlowest files, in CPU time:")
     for file in totals.slowest:
@@ -217,11 +225,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--event-loop", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--sync", action="store_true", help="as a plain script, with the event loop in the background")
     parser.add_argument("--cache", type=Path, help="folder in which results are kept for the next time")
+    parser.add_argument("--save", type=Path, help=f"folder in which the table is saved, as {TABLE}")
     arguments = parser.parse_args()
     if not arguments.root.is_dir():
         parser.error(f"--root: there is no folder {str(arguments.root)!r}")
-    if arguments.cache is not None and arguments.cache.exists() and not arguments.cache.is_dir():
-        parser.error(f"--cache: {str(arguments.cache)!r} is no folder")
+    for option, folder in (("--cache", arguments.cache), ("--save", arguments.save)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            parser.error(f"{option}: {str(folder)!r} is no folder")
     if arguments.limit < 1:
         parser.error(f"--limit: at least one file at once, not {arguments.limit}")
     if arguments.event_loop == "trio" and importlib.util.find_spec("trio") is None:
@@ -246,7 +256,11 @@ def main() -> None:
         totals, progress = take_census_here(root, limit, event_loop, cache)
     else:
         totals, progress = anyio.run(take_census, root, limit, cache, backend=event_loop)
-    print_report(root, totals, progress, with_cache=cache is not None)
+    table = tabulate(totals, progress, with_cache=cache is not None)
+    print_report(root, totals, table)
+    if arguments.save is not None:
+        save_dataset(TABLE, table, store=arguments.save)
+        print(f"\nSaved as {arguments.save / TABLE}.")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def files_below(folder: Path) -> set[str]:
         ("A.JSON", 1, b"1"),
         ("2026-11-30T10:30:00 [3] ~ {x} *.json", 1, b"1"),
         (".json", 1, b"1"),
+        ("surrogate.json", "\udc80", b'"\xed\xb2\x80"'),
         ("v1.2/a.b.json", 1, b"1"),
     ],
 )

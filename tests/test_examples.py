@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from daglite import load_dataset
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -124,11 +126,22 @@ def test_the_census_says_that_nothing_was_parsed(library: Path, tmp_path_factory
     assert second.stderr == ""
 
 
+def test_the_census_saves_its_table(library: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("results") / "2026"
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "stdlib_census.py"), "--root", str(library)]
+    done = subprocess.run([*script, "--save", str(folder)], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.endswith(f"\nSaved as {folder / 'census.json'}.\n")
+    table = load_dataset("census.json", dict, store=folder)
+    assert (table["files"], table["lines"], table["functions"], table["broken on purpose"]) == (3, 5, 2, 1)
+    assert table["wall time"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--root", "/no/such/folder"], "--root: there is no folder '/no/such/folder'"),
         (["--cache", __file__], "test_examples.py' is no folder"),
+        (["--save", __file__], "--save: '/"),
         (["--limit", "0"], "--limit: at least one file at once, not 0"),
         (["--event-loop", "curio"], "invalid choice: 'curio'"),
     ],

@@ -86,7 +86,7 @@ class JSONFormat:
 
     def dump(self, value: Any, file: BinaryIO, **options: Any) -> None:
         """Write a value."""
-        file.write(json.dumps(value, **{"ensure_ascii": False, **options}).encode())
+        file.write(json.dumps(value, **{"ensure_ascii": False, **options}).encode(errors="surrogatepass"))
 
     def load(self, file: BinaryIO, type: type | None, **options: Any) -> Any:
         """Read a value."""

@@ -64,6 +64,10 @@ class DatasetStore:
             raise TypeError(f"DatasetStore: path must be text, not {path!r}")
         if not text or "\0" in text:
             raise ValueError(f"DatasetStore: path must not be empty or hold a NUL, not {path!r}")
+        if _is_remote(text):
+            from ._remote import check_url  # and with it fsspec
+
+            check_url(text)
         self.path: str = text
         self.storage_options: Mapping[str, Any] | None = storage_options
         self._opened: Root | None = None
@@ -209,8 +213,17 @@ class Root(Protocol):
 
 
 def _opened(path: str, storage_options: Mapping[str, Any] | None) -> Root:
-    scheme, separator, rest = path.partition("://")
-    return LocalFolder(os.path.abspath(rest if separator and scheme in ("file", "local") else path))
+    if not _is_remote(path):
+        return LocalFolder(os.path.abspath(path.removeprefix("file://").removeprefix("local://")))
+    from ._remote import RemoteFolder  # and with it fsspec
+
+    return RemoteFolder(path, storage_options)
+
+
+def _is_remote(path: str) -> bool:
+    """Whether it is a URL, and not that of a folder of this machine, which is none of fsspec's business."""
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme not in ("file", "local")
 
 
 def _made(path: str, storage_options: Mapping[str, Any] | None) -> DatasetStore:
