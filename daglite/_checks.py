@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["BACKENDS", "backend", "finite", "flag", "name", "one_of", "whole"]
+__all__ = ["BACKENDS", "backend", "finite", "flag", "name", "one_of", "secret", "whole"]
 
 BACKENDS = ("inline", "thread")
 
@@ -55,6 +55,15 @@ def name(what: str, value: Any) -> str:
     if not value:
         raise ValueError(f"{what} must not be empty")
     return value
+
+
+def secret(what: str, value: Any) -> bytes | None:
+    """Check a secret, or that none was given; no error shows it."""
+    if value is not None and not isinstance(value, (str, bytes)):
+        raise TypeError(f"{what} must be a str or bytes")
+    if value is not None and not value:
+        raise ValueError(f"{what} must not be empty")
+    return value.encode() if isinstance(value, str) else value
 
 
 def flag(what: str, value: Any) -> bool:

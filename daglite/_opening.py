@@ -6,12 +6,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._stores import CacheStore
+from ._stores import REDIS, CacheStore, checked_store
 
 if TYPE_CHECKING:
     from .datasets import DatasetStore
 
-__all__ = ["DatasetStoreLike", "checked_dataset_store", "opened", "opened_datasets"]
+__all__ = ["DatasetStoreLike", "checked_cache_store", "checked_dataset_store", "opened", "opened_datasets"]
 
 _opened: dict[tuple[str, str | bytes | None], CacheStore] = {}
 _folders: dict[str, CacheStore] = {}
@@ -22,20 +22,39 @@ def opened(text: str, signing_key: str | bytes | None) -> CacheStore:
     """The store that a path or URL stands for, which is one for all in this process who name the same place.
 
     Args:
-        text: What `checked_store` has returned.
-        signing_key: What a store of files signs its entries with.
+        text: What `checked_cache_store` has returned.
+        signing_key: What the store signs its entries with, if it is no store in memory.
     """
     found = _opened.get((text, signing_key))
     return _opened.setdefault((text, signing_key), _made(text, signing_key)) if found is None else found
 
 
 def _made(text: str, signing_key: str | bytes | None) -> CacheStore:
-    from .cache import FileCacheStore, MemoryCacheStore  # not by `import daglite`
+    from .cache import FileCacheStore, MemoryCacheStore, RedisCacheStore  # not by `import daglite`
 
-    if "://" in text:
+    scheme, separator, _ = text.partition("://")
+    if scheme in REDIS:
+        return RedisCacheStore(text, signing_key)
+    if separator:
         return MemoryCacheStore()
     made = FileCacheStore(text, signing_key)
     return _folders.setdefault(made.location, made)
+
+
+def checked_cache_store(what: str, store: Any) -> Any:
+    """Check what somebody has given for a store, as `checked_store` does, and whether what a URL needs is there.
+
+    Raises:
+        TypeError: It is no store, path or URL.
+        ValueError: There is no store for that URL, or the path is empty.
+        ImportError: What the URL needs is not installed.
+    """
+    checked = checked_store(what, store)
+    if isinstance(checked, str) and checked.partition("://")[0] in REDIS:
+        from .cache import RedisCacheStore  # not by `import daglite`
+
+        RedisCacheStore(checked)  # which connects to nobody
+    return checked
 
 
 DatasetStoreLike: TypeAlias = "DatasetStore | str | os.PathLike[str]"

@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 from . import _checks
 from ._functions import Function, is_plain
 from ._gates import Gate
-from ._opening import checked_dataset_store
+from ._opening import checked_cache_store, checked_dataset_store
 from ._retry import RetryDelay, RetryOn
-from ._stores import checked_store
 from ._templates import placeholders, render
 from .limits import Limit, Rate
 
@@ -131,7 +130,7 @@ def checked_options(
         limit=_checked_limit(where, limit, name),
         rate=_checked_rate(where, rate),
         cache=_checked_cache(where, cache, cache_store),
-        cache_store=None if cache_store is None else checked_store(f"{where}: cache_store", cache_store),
+        cache_store=None if cache_store is None else checked_cache_store(f"{where}: cache_store", cache_store),
         cache_ttl=_checked_cache_ttl(where, cache_ttl),
         cache_hash=_checked_cache_hash(where, cache_hash),
         version=_checked_version(where, version),
@@ -217,7 +216,7 @@ def _checked_cache(where: str, cache: Any, store: Any) -> Any:
         return cache
     if store is not None:
         raise ValueError(f"{where}: cache={cache!r} and cache_store={store!r} name two stores; one of them is enough")
-    return checked_store(f"{where}: cache", cache)
+    return checked_cache_store(f"{where}: cache", cache)
 
 
 def _checked_cache_ttl(where: str, ttl: Any) -> CacheTTL | None:

@@ -7,6 +7,7 @@ import re
 from typing import Any, Final, Protocol, TypeAlias, final
 
 __all__ = [
+    "REDIS",
     "CACHE_MISS",
     "CacheMiss",
     "CacheStore",
@@ -70,7 +71,9 @@ class CacheStore(Protocol):
 
 
 StoreLike: TypeAlias = "CacheStore | str | os.PathLike[str]"
-"""A store; or the path of a folder for one, or `"memory://name"` for one in this process."""
+"""A store; or the path of a folder for one, `"memory://name"` for one in this process, or the `"redis://..."` of a server."""
+
+REDIS = ("redis", "rediss", "unix")  # the schemes of its URLs
 
 _METHODS = ("get", "put", "delete", "clear")
 
@@ -94,8 +97,10 @@ def checked_store(what: str, store: Any) -> Any:
         if not isinstance(text, str) or "\0" in text:
             raise ValueError(f"{what} must be a path of text, without a NUL, not {store!r}")
         scheme, separator, name = text.partition("://")
-        if separator and scheme != "memory":
-            raise ValueError(f"{what}: there is no store for {text!r}; there are paths of folders, and 'memory://name'")
+        if separator and scheme != "memory" and scheme not in REDIS:
+            raise ValueError(
+                f"{what}: there is no store for {without_password(text)!r}; there are paths of folders, 'memory://name' and 'redis://host'"
+            )
         if not text or (separator and not name):
             raise ValueError(f"{what} must not be empty: name a folder, or a store as in 'memory://name', not {text!r}")
         return text

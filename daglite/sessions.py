@@ -145,7 +145,7 @@ def session(
         on_background_error: `"raise"`, the default, if a background call that fails cancels the session, which raises the
             error, as a task group does; `"log"` if it is logged and harms nobody, as suits a server.
         cache_store: Where the results of tasks with `cache=True` are kept that name no store: a store, the path of a folder,
-            or `"memory://name"`; `None`, the default, if nowhere.
+            `"memory://name"`, or the `"redis://..."` of a server; `None`, the default, if nowhere.
         dataset_store: Where the datasets of tasks, and of `save_dataset` and `load_dataset`, are that name no store: a
             `daglite.datasets.DatasetStore`, the path of a folder, or a URL; `None`, the default, if nowhere.
         plugins: Objects and modules with hooks, or with `async def consume(self, events)`, see `daglite.plugins`; or the

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from . import _checks
 from ._metadata import HIDDEN, Redact
-from ._opening import DatasetStoreLike, checked_dataset_store
-from ._stores import StoreLike, checked_store
+from ._opening import DatasetStoreLike, checked_cache_store, checked_dataset_store
+from ._stores import StoreLike, without_password
 
 __all__ = ["Settings", "get_settings", "hide", "set_settings"]
 
@@ -95,10 +95,9 @@ class Settings:
             hooks, errors and `current_task()`, and in names made of them; `hide` makes one. It is called when something
             reads them, in any thread. If it fails none are shown. The text of errors it does not see.
         cache_store: Where the results of tasks with `cache=True` are kept that name no store: a store, the path of a folder,
-            or `"memory://name"`; `None` if nowhere.
-        cache_key: A secret with which stores that are given as paths sign what they write, so that they read nothing that
-            others have written; `None` if they do not. It is never shown.
-
+            `"memory://name"`, or the `"redis://..."` of a server; `None` if nowhere.
+        cache_key: A secret with which stores that are given as paths, or as URLs of servers, sign what they write, so that they read
+            nothing that others have written; `None` if they do not. It is never shown.
         dataset_store: Where the datasets of tasks, and of `save_dataset` and `load_dataset`, are that name no store: a
             `daglite.datasets.DatasetStore`, the path of a folder, or a URL; `None` if nowhere.
 
@@ -114,7 +113,6 @@ class Settings:
     redact: Redact | None = field(default=None, metadata={"parse": _names})
     cache_store: StoreLike | None = field(default=None, metadata={"parse": str})
     cache_key: str | bytes | None = field(default=None, repr=False, metadata={"parse": str})
-
     dataset_store: DatasetStoreLike | None = field(default=None, metadata={"parse": str})
 
     def __post_init__(self) -> None:
@@ -123,6 +121,13 @@ class Settings:
             store = getattr(self, name)
             if isinstance(store, os.PathLike):
                 object.__setattr__(self, name, os.fspath(store))  # every call would do it
+
+    def __repr__(self) -> str:
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        for name, value in shown.items():
+            if isinstance(value, str):
+                shown[name] = without_password(value)
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -153,7 +158,7 @@ class Settings:
                     cls(**{each.name: given[each.name]})
                 except (TypeError, ValueError) as exc:
                     reason = str(exc).removeprefix("Settings: ")
-                    shown = text if each.repr else HIDDEN
+                    shown = without_password(text) if each.repr else HIDDEN
                     raise ValueError(f"the environment variable {variable} is {shown!r}: {reason}") from None
         return cls(**given)
 
@@ -181,7 +186,7 @@ def check_settings(where: str, given: Mapping[str, Any]) -> None:
             case "on_background_error":
                 _checks.one_of(what, value, ("raise", "log"))
             case "cache_store" if value is not None:
-                checked_store(what, value)
+                checked_cache_store(what, value)
             case "dataset_store" if value is not None:
                 checked_dataset_store(what, value)
             case "cache_key" if value is not None and (not isinstance(value, (str, bytes)) or not value):

@@ -169,7 +169,7 @@ def task(
         rate: A `Rate`: how many attempts begin in a time; any number by default. Not for streams.
         cache: Whether a result is kept, and given to later calls with equal arguments; off by default. `True` for the store that
             `cache_store`, the session or the settings name, and without effect if none of them does; or a store; or the path of
-            a folder for one, or `"memory://name"`. Failures are not kept. Not for streams. See `daglite.cache`.
+            a folder for one, `"memory://name"`, or the `"redis://..."` of a server. Failures are not kept. Not for streams. See `daglite.cache`.
         cache_store: The store that `cache=True` means; by default that of the session.
         cache_ttl: For how many seconds a result is kept; by default without end. Or a function of the result that says so, or
             says `None`.

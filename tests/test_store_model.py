@@ -22,6 +22,7 @@ class StoreModel(RuleBasedStateMachine):
     """What is put is there until its time is up; what is done to a value that was given or taken changes nothing."""
 
     kind = "memory"
+    scale = 1.0  # of times, for a store that has a clock besides
 
     @initialize()
     def begin(self) -> None:
@@ -30,6 +31,7 @@ class StoreModel(RuleBasedStateMachine):
         _clock.monotonic = _clock.wall = lambda: self.now
         self.folder = tempfile.mkdtemp()
         self.store = self.opened()
+        self.store.clear()
         self.model: dict[str, tuple[Any, float]] = {}
 
     def opened(self) -> CacheStore:
@@ -44,6 +46,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(key=keys, value=values, ttl=ttls)
     def put(self, key: str, value: Any, ttl: float | None) -> None:
+        ttl = None if ttl is None else self.scale * ttl
         self.store.put(key, value, ttl)
         kept = list(value) if isinstance(value, list) else value
         self.model[key] = kept, float("inf") if ttl is None else self.now + ttl
@@ -70,7 +73,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.4, 1.0, 50.0]))
     def wait(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += self.scale * seconds
 
     @rule(key=keys)
     def fail(self, key: str) -> None:
@@ -91,7 +94,10 @@ class StoreModel(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", ["memory", "files", "signed files"])
 def test_a_store_does_what_a_dictionary_does(kind: str) -> None:
-    machine = type("Model", (StoreModel,), {"kind": kind})
+    run(type("Model", (StoreModel,), {"kind": kind}))
+
+
+def run(machine: type[StoreModel]) -> None:
     examples = int(os.environ.get("DAGLITE_EXAMPLES", "30"))
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=20, deadline=None))
 

@@ -6,12 +6,14 @@ from ._encoding import register_encoder
 from ._files import FileCacheStore
 from ._keys import default_cache_hash
 from ._memory import MemoryCacheStore
+from ._redis import RedisCacheStore
 
 __all__ = [
     "CACHE_MISS",
     "CacheStore",
     "FileCacheStore",
     "MemoryCacheStore",
+    "RedisCacheStore",
     "default_cache_hash",
     "refresh_cache",
     "register_encoder",
@@ -22,6 +24,7 @@ for _public in (
     CacheStore,
     FileCacheStore,
     MemoryCacheStore,
+    RedisCacheStore,
     default_cache_hash,
     refresh_cache,
     register_encoder,

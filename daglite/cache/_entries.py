@@ -1,4 +1,4 @@
-"""What is in the file of one value: a header, whose digest covers everything, and the value, pickled.
+"""What is in the entry of one value, a file or a key of a server: a header, whose digest covers everything, and the value, pickled.
 
 | bytes | what |
 |---|---|
@@ -16,8 +16,9 @@ import hashlib
 import hmac
 import math
 import struct
+import sys
 
-__all__ = ["Unreadable", "packed", "unpacked"]
+__all__ = ["Unreadable", "packed", "part_of", "unpacked"]
 
 _FACTS = struct.Struct(">7sBddQ")
 _DIGEST_SIZE = 32
@@ -29,6 +30,14 @@ SKEW = 60.0  # seconds by which the clocks of those who share a folder may diffe
 
 class Unreadable(Exception):
     """It is not what was written, or was written by somebody else."""
+
+
+def part_of(signing_key: bytes | None) -> str:
+    """What those have in common who can read each other's entries: the layout, the version of Python, and the signing key."""
+    signed = "unsigned"
+    if signing_key is not None:
+        signed = hmac.new(signing_key, b"the folder of a daglite cache", "sha256").hexdigest()[:16]
+    return f"v{_VERSION}-python{sys.version_info.major}.{sys.version_info.minor}-{signed}"
 
 
 def packed(key: str, payload: bytes, now: float, ttl: float | None, signing_key: bytes | None) -> bytes:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import hmac
 import os
 import pickle
 import re
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +16,7 @@ from typing import Any
 from .. import _checks, _clock
 from .._log import described, logger
 from .._stores import CACHE_MISS
-from ._entries import Unreadable, packed, unpacked
+from ._entries import Unreadable, packed, part_of, unpacked
 
 __all__ = ["FileCacheStore"]
 
@@ -75,15 +73,11 @@ class FileCacheStore:
             raise TypeError(f"FileCacheStore: path must be text, not {path!r}")
         if not text or "\0" in text:
             raise ValueError(f"FileCacheStore: path must not be empty or hold a NUL, not {path!r}")
-        if signing_key is not None and not isinstance(signing_key, (str, bytes)):
-            raise TypeError("FileCacheStore: signing_key must be a str or bytes")  # without showing it
-        if signing_key is not None and not signing_key:
-            raise ValueError("FileCacheStore: signing_key must not be empty")
         if max_bytes is not None:
             _checks.whole("FileCacheStore: max_bytes", max_bytes, least=1)
         self.path: str = text
         self.max_bytes: int | None = max_bytes
-        self._key: bytes | None = signing_key.encode() if isinstance(signing_key, str) else signing_key
+        self._key: bytes | None = _checks.secret("FileCacheStore: signing_key", signing_key)
         self._folder: str | None = None
         self._written = 0  # bytes, since it was last looked how much there is
         self._has_swept = False
@@ -99,11 +93,7 @@ class FileCacheStore:
     def location(self) -> str:
         """The folder that is this store's own, below `path`."""
         if self._folder is None:
-            signed = "unsigned"
-            if self._key is not None:
-                signed = hmac.new(self._key, b"the folder of a daglite cache", "sha256").hexdigest()[:16]
-            name = f"v1-python{sys.version_info.major}.{sys.version_info.minor}-{signed}"
-            self._folder = os.path.join(os.path.abspath(self.path), name)
+            self._folder = os.path.join(os.path.abspath(self.path), part_of(self._key))
         return self._folder
 
     def get(self, key: str) -> Any:
