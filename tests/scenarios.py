@@ -26,7 +26,9 @@ from daglite import (
     task,
 )
 from daglite.cache import MemoryCacheStore
-from daglite.exceptions import TaskError
+from daglite.exceptions import DatasetError, TaskError
+
+from .test_datasets import Drawer
 
 Scenario: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -308,6 +310,32 @@ async def calls_that_share_what_is_computed() -> Any:
             group.start_soon(call, who, name, units)
             await sleep(0.1)
     return sorted(outcomes.items()), sorted(runs), await work("a"), len(runs)
+
+
+@scenario
+async def calls_that_are_saved() -> Any:
+    drawer = Drawer()
+
+    @task(dataset="{number}.json", dataset_store=drawer, retries=1, cache=MemoryCacheStore(), version=1)
+    async def work(number: int) -> int:
+        await sleep(number)
+        if number == 2:
+            raise ValueError(number)
+        return number
+
+    @task(dataset="{iter_index}.txt", dataset_store=drawer)
+    async def rows(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
+
+    outcomes = [await outcome_of(work(number)) for number in (1, 2, 1)]
+    drawer.is_full = True
+    try:
+        await work(3)
+    except DatasetError as exc:
+        outcomes.append(str(exc))
+    drawer.is_full = False
+    return outcomes, await items_of(rows(3)), await items_of(rows(2), 1), sorted(drawer.kept.items())
 
 
 @scenario

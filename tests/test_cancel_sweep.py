@@ -16,6 +16,8 @@ from anyio.lowlevel import checkpoint
 from daglite import (
     Limit,
     Rate,
+    aload_dataset,
+    asave_dataset,
     check_cancelled,
     current_session,
     gather_tasks,
@@ -31,6 +33,7 @@ from daglite.exceptions import TaskError, TaskGroupError
 from daglite.sessions import Session, Subscription
 from tests import sweep
 from tests.test_cache import Shelf
+from tests.test_datasets import Drawer
 
 LIMIT = Limit("sweep", 1)
 RATE = Rate(1_000_000)
@@ -232,6 +235,31 @@ async def cached_calls_of_a_store_that_blocks() -> None:
     assert [await cached(2), await cached(2)] == [2, 2]
     await cached.invalidate(2)
     assert not shelf.kept
+
+
+async def calls_that_are_saved() -> None:
+    drawer = Drawer()
+    saved: Any = {"dataset": "{name}.json", "dataset_store": drawer}
+    assert await plain.with_options(retries=1, total_timeout=60, **saved)(2) == 2
+    shelf = Shelf()
+    kept = square.with_options(cache=shelf, version=1, limit=LIMIT, **saved)
+    assert [await kept.to_thread(2), await kept.to_thread(2)] == [4, 4]
+    await asave_dataset("a.json", 3, store=drawer)
+    assert await aload_dataset("a.json", store=drawer) == 3
+    assert drawer.kept == {"plain.json": 2, "square.json": 4, "a.json": 3}
+
+
+async def streams_that_are_saved() -> None:
+    drawer = Drawer()
+    saved: Any = {"dataset": "{name}/{iter_index}.json", "dataset_store": drawer}
+    async with rows.with_options(**saved)(2) as items:
+        assert [item async for item in items] == [0, 1]
+    async with rows.with_options(pump=True, **saved)(3) as items:
+        async for _ in items:
+            break
+    async with rows_sync.with_options(**saved).to_thread(2) as items:
+        assert [item async for item in items] == [0, 1]
+    assert drawer.kept == {f"{name}/{number}.json": number for name in ("rows", "rows_sync") for number in (0, 1)}
 
 
 async def calls_that_share_a_computation() -> None:
@@ -538,7 +566,8 @@ OPERATIONS = [
     call_with_a_timeout, call_with_a_total_timeout, call_with_every_option, call_with_a_shield,
     calls_that_wait_for_a_limit, calls_that_wait_for_a_rate, call_of_a_method, call_of_a_partial, call_in_a_thread,
     call_in_a_thread_with_a_timeout, call_in_a_thread_with_retries, call_in_place, call_from_a_thread,
-    call_from_another_thread, cached_calls, cached_calls_of_a_store_that_blocks, calls_that_share_a_computation,
+    call_from_another_thread, cached_calls, cached_calls_of_a_store_that_blocks, calls_that_are_saved,
+    streams_that_are_saved, calls_that_share_a_computation,
     calls_that_share_a_failure, stream_to_its_end, stream_that_is_left_early, stream_that_is_dropped,
     stream_that_is_sent_to, stream_that_is_pumped, stream_with_deadlines, stream_with_a_limit, stream_in_a_thread,
     stream_in_a_thread_with_deadlines, stream_from_a_thread, stream_in_place, gather, gather_of_a_source,

@@ -65,6 +65,23 @@ class GatedStore(DatasetStore):
         super().save(key, *args, **kwargs)
 
 
+class Drawer(DatasetStore):
+    """A store without files."""
+
+    def __init__(self) -> None:
+        super().__init__("a drawer")
+        self.kept: dict[str, Any] = {}
+        self.is_full = False
+
+    def save(self, key: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if self.is_full:
+            raise OSError("it is full")
+        self.kept[key] = value
+
+    def load(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        return self.kept[key]
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> GatedStore:
     return GatedStore(tmp_path / "root")

@@ -9,15 +9,27 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, Rate, gather_tasks, map_tasks, report, session, stream_tasks, task
+from daglite import (
+    Limit,
+    Rate,
+    aload_dataset,
+    asave_dataset,
+    gather_tasks,
+    map_tasks,
+    report,
+    session,
+    stream_tasks,
+    task,
+)
 from daglite.cache import MemoryCacheStore
 from daglite.events import TaskStarted
-from daglite.exceptions import TaskError, TaskGroupError
+from daglite.exceptions import DatasetError, TaskError, TaskGroupError
 from daglite.plugins import hook_impl
 from daglite.sessions import Subscription
 from daglite.testing import Faults
 from tests import sweep
 from tests.test_cache import Shelf
+from tests.test_datasets import Drawer
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -91,6 +103,19 @@ async def program() -> list[Any]:
     return results
 
 
+async def program_of_datasets() -> list[Any]:
+    """All that saves and loads, and what it comes to."""
+    drawer = Drawer()
+    saved: Any = {"dataset": "{name}/{iter_index}.json", "dataset_store": drawer}
+    results: list[Any] = [[item async for item in rows.with_options(**saved)(1)]]
+    results.append([item async for item in rows_sync.with_options(**saved).to_thread(1)])
+    results.append(await square.with_options(dataset="a.json", dataset_store=drawer).to_thread(4))
+    return [*results, await aload_dataset("a.json", store=drawer), sorted(drawer.kept)]
+
+
+PROGRAMS = {program: 50, program_of_datasets: 15}  # and how many hooks are called, at least
+
+
 class Unruly:
     """A plugin of whose hooks the so manieth that is called fails."""
 
@@ -124,11 +149,15 @@ def _hook(name: str) -> Any:
 for _name in (
     *("before_session_start", "after_session_end", "before_node_execute", "after_node_execute", "on_node_error"),
     *("on_node_cancelled", "before_node_retry", "after_node_retry", "node_iteration", "on_cache_hit"),
+    *("before_dataset_save", "after_dataset_save", "before_dataset_load", "after_dataset_load"),
 ):
     setattr(Unruly, _name, _hook(_name))
 
 
-async def test_a_hook_that_fails_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("program", "least"), PROGRAMS.items())
+async def test_a_hook_that_fails_changes_nothing(
+    program: Callable[[], Coroutine[Any, Any, list[Any]]], least: int, caplog: pytest.LogCaptureFixture
+) -> None:
     expected = await program()
     for number in range(sweep.MOST):
         caplog.clear()
@@ -147,7 +176,7 @@ async def test_a_hook_that_fails_changes_nothing(caplog: pytest.LogCaptureFixtur
         assert "Unruly" in record.getMessage()
         assert record.exc_info
         assert isinstance(record.exc_info[1], Mine)
-    assert 50 < number < sweep.MOST - 1
+    assert least < number < sweep.MOST - 1
 
 
 def flattened(error: BaseException) -> list[BaseException]:
@@ -157,7 +186,10 @@ def flattened(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-async def test_what_ends_a_program_comes_out_of_every_hook(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("program", "least"), PROGRAMS.items())
+async def test_what_ends_a_program_comes_out_of_every_hook(
+    program: Callable[[], Coroutine[Any, Any, list[Any]]], least: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async def run() -> bool:
         await program()
         return True
@@ -175,7 +207,7 @@ async def test_what_ends_a_program_comes_out_of_every_hook(caplog: pytest.LogCap
             break
         watch.assert_nothing_is_left()
     assert plugin.left >= 0
-    assert 50 < number < sweep.MOST - 1
+    assert least < number < sweep.MOST - 1
     assert caplog.records == []
 
 
@@ -262,6 +294,65 @@ async def test_what_ends_a_program_comes_out_of_every_store(blocking: bool, capl
             break
         watch.assert_nothing_is_left()
     assert 8 < number < sweep.MOST - 1
+    assert caplog.records == []
+
+
+class Leaky(Drawer):
+    """A store of datasets of whose methods the so manieth that is called fails."""
+
+    def __init__(self, number: int, error: type[BaseException]) -> None:
+        super().__init__()
+        self.left = number
+        self.fault = error
+
+    def save(self, key: str, *args: Any, **kwargs: Any) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise self.fault
+        super().save(key, *args, **kwargs)
+
+
+async def use_datasets(store: Leaky, results: list[Any]) -> None:
+    """Everything that saves, as far as it comes."""
+    saved: Any = {"dataset": "{name}.json", "dataset_store": store}
+    items: Any = {"dataset": "{name}/{iter_index}.json", "dataset_store": store}
+    cached = plain.with_options(cache=MemoryCacheStore(), version=1, **saved)
+    results.append(await flaky.with_options(**saved)(2))
+    results.append(await cached(2))
+    results.append(await square.with_options(**saved).to_thread(3))
+    results.append([item async for item in rows.with_options(**items)(2)])
+    async with rows.with_options(pump=True, **items)(1) as stream:
+        results.append([item async for item in stream])
+    results.append([item async for item in rows_sync.with_options(**items).to_thread(1)])
+    results.append(list(rows_sync.with_options(**items)(1)))
+    results.append(await gather_tasks(cached, [2, 3, 3], limit=1))
+    await asave_dataset("a.json", 1, store=store)
+
+
+@pytest.mark.parametrize("fault", [Mine, Interrupt])
+async def test_a_dataset_that_cannot_be_saved_fails_what_saves_it_and_nothing_is_left(
+    fault: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [2, 2, 9, [0, 1], [0], [0], [0], [2, 3, 3]]
+    for number in range(sweep.MOST):
+        store, results = Leaky(number, fault), []  # type: ignore[var-annotated]
+        watch = sweep.Watch(LIMIT, RATE)
+        try:
+            with watch.recorder:
+                async with session(plugins=[watch.balance]):
+                    await use_datasets(store, results)
+        except BaseException as exc:
+            (error,) = flattened(exc)
+            if isinstance(error, DatasetError):
+                error = error.__cause__ or error
+            assert type(error) is fault, number
+            assert results == expected[: len(results)]
+            assert "a.json" not in store.kept  # which comes last
+        else:
+            break
+        watch.assert_nothing_is_left()
+    assert results == expected
+    assert number == 10
     assert caplog.records == []
 
 

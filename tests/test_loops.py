@@ -116,7 +116,8 @@ def told(events: list[Event]) -> list[Any]:
     parents: dict[Any, Any] = {}
     of_call: dict[Any, list[str]] = defaultdict(list)
     for event in events:
-        if isinstance(event, TaskEvent):
+        if isinstance(event, (TaskEvent, DatasetSaved)):
+            assert event.metadata is not None
             names[event.metadata.id], parents[event.metadata.id] = event.metadata.name, event.metadata.parent_id
             of_call[event.metadata.id].append(line_of(event))
         else:
@@ -134,6 +135,8 @@ def path_of(id: Any, names: dict[Any, str], parents: dict[Any, Any]) -> str:
 def line_of(event: Event) -> str:
     facts: tuple[Any, ...] = ()
     match event:
+        case DatasetSaved():
+            facts = (event.key,)
         case TaskSucceeded():
             facts = event.attempts, event.items, event.closed
         case TaskFailed() | TaskCancelled():
