@@ -19,6 +19,7 @@ import pytest
 
 from daglite import session
 from daglite.events import (
+    DatasetSaved,
     Event,
     ItemYielded,
     SessionEnded,
