@@ -481,12 +481,11 @@ class Call:
             error = TaskTimeoutError(
                 text, scope=error.scope, limit=error.limit, metadata=self.metadata, attempts=self.attempts
             )
-            return self.fail_with(error)
-        if flight.is_own and isinstance(error, DatasetError):
-            made = DatasetError(str(error))
-            made.__cause__ = error.__cause__
-            return self.fail_with(made)
-        return error
+        elif flight.is_own and isinstance(error, DatasetError):
+            cause = error.__cause__
+            error = DatasetError(str(error))
+            error.__cause__ = cause
+        return self.fail_with(error) if flight.is_own else error
 
     def is_own(self, exc: BaseException) -> bool:
         """Whether an error is this call's own, and not one that its function raised."""

@@ -55,6 +55,9 @@ class AsyncTask(Task[P, R]):
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
             LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
+            CacheKeyError: It has a cache, and no key can be made of its arguments, or of its function.
+            DatasetError: It has a dataset, and its result cannot be saved, or there is no store for it.
+            ValueError: It has a dataset, and its arguments would lead out of the store.
         """
         return await run(Call(self._spec, args, kwargs, here()))  # type: ignore[no-any-return]
 
@@ -91,6 +94,9 @@ class AsyncTask(Task[P, R]):
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
             LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
+            CacheKeyError: It has a cache, and no key can be made of its arguments, or of its function.
+            DatasetError: It has a dataset, and its result cannot be saved, or there is no store for it.
+            ValueError: It has a dataset, and its arguments would lead out of the store.
             CallCancelledError: The call was cancelled by itself.
             RuntimeError: An event loop runs in this thread: `await` the task.
             SessionError: There is no event loop to go to, or the session has ended.
@@ -183,6 +189,9 @@ class SyncTask(Task[P, R]):
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
             LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
+            CacheKeyError: It has a cache, and no key can be made of its arguments, or of its function.
+            DatasetError: It has a dataset, and its result cannot be saved, or there is no store for it.
+            ValueError: It has a dataset, and its arguments would lead out of the store.
             RuntimeError: The task has a deadline, a limit or a rate, or waits before a retry, and an event loop runs in this
                 thread, which it would block: use `to_thread`.
             BackendError: As many threads as there may be are stuck past their deadlines.
@@ -204,6 +213,9 @@ class SyncTask(Task[P, R]):
             TaskError: The function failed; its error is the cause.
             TaskTimeoutError: The last attempt took longer than `timeout`, or all together longer than `total_timeout`.
             LimitError: A call around it, or a stream that is open in the same task, holds a token of its limit.
+            CacheKeyError: It has a cache, and no key can be made of its arguments, or of its function.
+            DatasetError: It has a dataset, and its result cannot be saved, or there is no store for it.
+            ValueError: It has a dataset, and its arguments would lead out of the store.
             BackendError: As many threads as there may be are stuck past their deadlines.
         """
         return await run(self._call(args, kwargs, THREAD))  # type: ignore[no-any-return]

@@ -75,6 +75,7 @@ async def save(call: Call, to: Destination, key: str, value: Any) -> None:
 
     Raises:
         DatasetError: It cannot be saved.
+        ValueError: A link is in the way of its key.
     """
     call.waits_for = SAVING
     try:
@@ -105,8 +106,8 @@ def save_sync(call: Call, to: Destination, key: str, value: Any) -> None:
 
 
 def failed(call: Call, key: str, error: Exception) -> Exception:
-    """The error of a call whose result cannot be saved."""
-    if not isinstance(error, DatasetError):
+    """The error of a call whose result cannot be saved: what is wrong with its key is a `ValueError`, as from the store itself."""
+    if not isinstance(error, (DatasetError, ValueError)):
         made = DatasetError(f"dataset {key!r} cannot be saved: {described(error)}")
         made.__cause__ = error
         error = made

@@ -44,6 +44,7 @@ class AsyncStream(Generic[R_co]):
             TaskTimeoutError: The item took longer than `item_timeout`.
             RuntimeError: Another step runs elsewhere; or it is the first step of one with a task of its own, outside of
                 sessions and of `async with`.
+            DatasetError: It has a dataset, and the item cannot be saved, or there is no store for it.
             SessionError: It is the first step, and the session accepts no more calls.
             LimitError: It is the first step, and a call around it, or a stream that is open in the same task, holds a token of its
                 limit.
@@ -117,6 +118,7 @@ class SyncStream(Generic[R_co]):
             TaskTimeoutError: The item took longer than `item_timeout`.
             RuntimeError: Another step runs elsewhere; or it has an `item_timeout` or a limit, and an event loop runs in this
                 thread.
+            DatasetError: It has a dataset, and the item cannot be saved, or there is no store for it.
             SessionError: It is the first step, and the session accepts no more calls.
             LimitError: It is the first step, and a call around it, or a stream that is open in the same task, holds a token of its
                 limit.

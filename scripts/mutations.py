@@ -63,7 +63,7 @@ MODULES = (
         "_pumps",
     ),
     *("_reports", "_results", "_running", "_slots", "_sources", "_stays", "_steps", "_streams", "_thread_streams"),
-    *("_from_thread_streams", "_threads", "_trips", "_watchers", "sessions"),
+    *("_datasets", "_destinations", "_from_thread_streams", "_saving", "_threads", "_trips", "_watchers", "sessions"),
 )
 UNDOING = {
     "reset",

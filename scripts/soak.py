@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from daglite import Limit, Rate, check_cancelled, gather_tasks, race_tasks, session, stream_tasks, task
+from daglite import Limit, Rate, aload_dataset, check_cancelled, gather_tasks, race_tasks, session, stream_tasks, task
 from daglite.cache import MemoryCacheStore, refresh_cache
 from daglite.events import TaskCancelled, TaskFailed, TaskRetrying, TaskStarted, TaskSucceeded
 from daglite.exceptions import BackendError, CallCancelledError, TaskError
@@ -132,6 +132,30 @@ def cached_in_a_folder(number: int) -> list[int]:
     return [number]
 
 
+@task(dataset="saved/{number}.json", cache=MEMORY, version=1, cache_ttl=0.005, retries=1)
+async def saved(number: int) -> list[int]:
+    await anyio.sleep(dice.random() / 2000)
+    maybe_fail()
+    return [number]
+
+
+@task(dataset="rows/{iter_index}.json")
+async def rows_saved() -> AsyncIterator[int]:
+    for number in range(3):
+        await checkpoint()
+        yield number
+
+
+async def load() -> None:
+    """What is there is whole, whoever saves meanwhile."""
+    try:
+        (number,) = await aload_dataset("saved/1.json", list)
+    except FileNotFoundError:
+        return
+    if number != 1:
+        raise RuntimeError(f"it was saved by half: {number}")
+
+
 @task(cache=MEMORY, version=1, cache_ttl=0.005)
 async def tangled(number: int) -> int:
     """Calls others of its kind, crosswise, of which some need what those hold who wait for them."""
@@ -197,6 +221,9 @@ ACTIONS: list[Callable[[Session], Awaitable[Any]]] = [
     lambda s: back.to_thread(),
     *[lambda s: cached(dice.randrange(3))] * 6,
     *[lambda s: cached_in_a_folder.to_thread(dice.randrange(3))] * 2,
+    *[lambda s: saved(dice.randrange(3))] * 2,
+    lambda s: read(rows_saved()),
+    lambda s: load(),
     *[lambda s: tangled(dice.randrange(5))] * 4,
     lambda s: holder(),
     lambda s: forget(),
@@ -275,7 +302,9 @@ class Reader:
 async def soak(folder: str, calls: int, kinds: Counter[str]) -> list[str]:
     """Make so many calls in one session; what is wrong with what it told of them."""
     reader = Reader()
-    async with session(on_background_error="log", name="soak", cache_store=folder) as s:
+    async with session(
+        on_background_error="log", name="soak", cache_store=folder, dataset_store=f"{folder}/datasets"
+    ) as s:
         s.watch(reader.consume)
         async with anyio.create_task_group() as group:
             for _ in range(CLIENTS):

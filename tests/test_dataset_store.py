@@ -401,6 +401,17 @@ def test_a_format_can_be_registered(store: DatasetStore, root: Path) -> None:
     assert (root / "a.json").read_text() == "a\nb"
 
 
+@pytest.mark.usefixtures("formats")
+def test_a_class_that_is_defined_again_is_in_place_of_the_old_one(store: DatasetStore) -> None:
+    register_format(Rows())
+    for value in (1, 2):
+        again: Any = type("Rows", (Rows,), {"load": lambda self, file, type, value=value: value})
+        again.__module__, again.__qualname__ = Rows.__module__, Rows.__qualname__
+        register_format(again())
+        store.save("a.tsv", [["a"]])
+        assert store.load("a.tsv") == value
+
+
 def made(**attributes: Any) -> Any:
     return type("Made", (Rows,), attributes)()
 

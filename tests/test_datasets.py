@@ -281,14 +281,19 @@ async def test_a_placeholder_that_is_a_whole_part_may_not_be_dots(store: Dataset
                 await Square(dataset="{number}/a.json").task(value)
 
 
-async def test_a_link_in_a_keys_way_fails_the_call(store: DatasetStore, tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path)
-    square = Square(dataset="{number}/a.json")
-    async with session(dataset_store=store):
-        with pytest.raises(DatasetError, match="'link' is a symbolic link in this store, and none is followed"):
-            await task(dataset="link/a.json")(square._square)(3)
-    assert not (tmp_path / "a.json").exists()
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_link_in_a_keys_way_fails_the_call(tmp_path: Path, kind: str, recorded_events: EventRecorder) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    root.mkdir()
+    (root / "3").symlink_to(outside)
+    square = Square(dataset="{number}/a.json", retries=3)
+    async with session(dataset_store=root):
+        with pytest.raises(ValueError, match="'3/a.json' is no key, for '3' is a symbolic link in this store"):
+            await square.call(kind, 3)
+    assert square.runs == [3]
+    assert list(outside.iterdir()) == []
+    assert len(recorded_events.of(TaskFailed)) == 1
 
 
 async def test_an_object_without_a_text_is_no_part_of_a_key(store: DatasetStore) -> None:

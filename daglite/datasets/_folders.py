@@ -117,6 +117,8 @@ class NewFile:
         self._name = name
         self._temporary = os.urandom(16).hex()
         self._number = beside.open(self._temporary, _WRITE)
+        self._is_open = True
+        self._has_name = False
         # Some libraries close the file that they are given, which would then not be brought to the disk.
         self.file: BinaryIO = os.fdopen(self._number, "w+b", closefd=False)
 
@@ -124,22 +126,28 @@ class NewFile:
         """Give it its name, in place of what has had that."""
         self.file.close()
         os.fsync(self._number)
+        self._let_go()  # for Windows renames no file that is open
         source, source_in = self._beside.of(self._temporary)
         target, target_in = self._folder.of(self._name)
         renaming = {f"src_{key}": value for key, value in source_in.items()}
         renaming.update({f"dst_{key}": value for key, value in target_in.items()})
         os.replace(source, target, **renaming)
-        self._temporary = ""
+        self._has_name = True
         self._folder.sync()
 
     def close(self) -> None:
         """Remove it, if it has no name."""
         with suppress(OSError):  # what could not be written cannot be flushed either
             self.file.close()
-        os.close(self._number)
-        if self._temporary:
+        self._let_go()
+        if not self._has_name:
             with suppress(OSError):
                 self._beside.remove(self._temporary)
+
+    def _let_go(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self._number)
 
 
 class LocalFolder:

@@ -170,18 +170,24 @@ def register_format(format: DatasetFormat) -> None:
 
     Raises:
         TypeError: It has not what a `DatasetFormat` has.
-        ValueError: Its name, or an extension, is malformed, or that of another format.
+        ValueError: Its name, or an extension, is malformed, or that of a format of another class.
     """
     name, extensions = _checked(format)
     for extension in extensions:
-        if _by_extension.get(extension, format) is not format:
+        if not _may_replace(format, _by_extension.get(extension)):
             raise ValueError(
                 f"register_format: the extension {extension!r} is that of format {_by_extension[extension].name!r}"
             )
-    if _formats.get(name, format) is not format:
+    if not _may_replace(format, _formats.get(name)):
         raise ValueError(f"register_format: there is a format {name!r} already")
     _formats[name] = format
     _by_extension.update(dict.fromkeys(extensions, format))
+
+
+def _may_replace(format: DatasetFormat, known: DatasetFormat | None) -> bool:
+    """Whether a format may be known in place of another: of one that its class was made anew of, as notebooks and reloads do."""
+    kind, other = type(format), type(known)
+    return known is None or (kind.__module__, kind.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def _checked(format: Any) -> tuple[str, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from typing_extensions import assert_type
 
@@ -18,18 +18,23 @@ from daglite import (
     SyncTask,
     SyncTaskStream,
     TaskMetadata,
+    aload_dataset,
+    asave_dataset,
     current_session,
     current_task,
     gather_tasks,
+    load_dataset,
     map_tasks,
     partition,
     race_tasks,
     remaining,
+    save_dataset,
     session,
     stream_tasks,
     task,
 )
 from daglite.cache import CACHE_MISS, CacheStore, FileCacheStore, MemoryCacheStore, default_cache_hash
+from daglite.datasets import DatasetFormat, DatasetStore, register_format
 from daglite.events import Event, LogRecorded
 from daglite.plugins import LoggingPlugin, hook_impl
 from daglite.sessions import CallFuture, CallHandle, Session, Subscription, SyncSession
@@ -86,6 +91,43 @@ async def test_cached_tasks() -> None:
     store: CacheStore = FileCacheStore("folder")
     session(cache_store=store)
     Settings(cache_store=store)
+
+
+class Lines:
+    """A format, by what it does."""
+
+    name = "lines"
+    extensions = ("lines",)
+
+    def dump(self, value: list[str], file: BinaryIO, *, end: str = "\n") -> None:
+        file.write(end.join(value).encode())
+
+    def load(self, file: BinaryIO, type: object, *, end: str = "\n") -> list[str]:
+        return file.read().decode().split(end)
+
+
+@task(dataset="{name}-{path}.json", dataset_store=Path("folder"), dataset_format="json")
+def save_once(path: str) -> int:
+    return len(path)
+
+
+async def test_datasets(tmp_path: Path) -> None:
+    store = DatasetStore(tmp_path)
+    assert_type(save_once.with_options(dataset_store=store)("x"), int)
+    assert_type(await save_once.with_options(dataset_store=str(tmp_path)).to_thread("x"), int)
+    assert_type(save_dataset("a.json", {"b": 1}, store=store), None)
+    assert_type(await asave_dataset("a.json", {"b": 1}, format="json", options={"indent": 1}, store=tmp_path), None)
+    assert_type(load_dataset("a.json", store=store), Any)
+    assert_type(load_dataset("a.json", dict, store=store), dict[Any, Any])
+    assert_type(await aload_dataset("a.json", store=store), Any)
+    assert_type(await aload_dataset("save_once-x.json", int, store=store), int)
+    assert_type(store.load("save_once-x.json", int), int)
+    assert_type(store.load("a.json"), Any)
+    assert_type(store.list_keys(), list[str])
+    known: DatasetFormat = Lines()
+    assert_type(register_format(known), None)
+    session(dataset_store=store)
+    Settings(dataset_store=tmp_path)
 
 
 @task(retry_delay=0.5)

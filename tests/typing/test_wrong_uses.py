@@ -1,6 +1,6 @@
 """What type checkers refuse in the code of users. Each comment must suppress something: mypy and pyright fail otherwise."""
 
-from daglite import Backoff, gather_tasks, race_tasks, session, stream_tasks, task
+from daglite import Backoff, gather_tasks, load_dataset, race_tasks, save_dataset, session, stream_tasks, task
 
 from .test_inference import fetch, fetch_again, lines, load, rows
 
@@ -34,6 +34,9 @@ def test_wrong_uses_are_errors() -> None:
         load.with_options(caching=True)  # type: ignore[call-arg]
         load.with_options(cache=3)  # type: ignore[arg-type]
         load.with_options(cache_ttl="3")  # type: ignore[arg-type]
+        load.with_options(dataset=3)  # type: ignore[arg-type]
+        save_dataset("a.json", 1, "json")  # type: ignore[call-arg]
+        load_dataset("a.json", "dict")  # type: ignore[call-overload]
         load.invalidate(3)  # type: ignore[arg-type]
         load.retries = 3  # type: ignore[misc]
         load.call(3)  # type: ignore[arg-type]
