@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from inspect import isclass
-from typing import Any, BinaryIO, Protocol, TypeVar, overload
+from typing import Any, BinaryIO, Protocol, TypeVar, get_origin, overload
 
 from .._log import described
 from .._stores import without_password
@@ -129,7 +129,7 @@ class DatasetStore:
             DatasetError: It cannot be read, or is not what was asked for.
         """
         parts, found = checked_key(key), _format(key, format)
-        if type is not None and not isclass(type):
+        if type is not None and (not isclass(type) or get_origin(type) is not None):  # list[int] is a class to 3.10
             raise TypeError(f"dataset {key!r}: type must be a class, not {type!r}")
         file: BinaryIO | None = None
         try:
