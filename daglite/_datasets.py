@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ._context import Position, whereabouts
 from ._destinations import Access, dataset_store_at
-from ._keeping import in_thread, to_its_end
+from ._keeping import in_thread, saved_in_thread
 from ._opening import DatasetStoreLike, checked_dataset_store
 from .exceptions import DatasetError
 
@@ -76,7 +76,8 @@ async def asave_dataset(
     position = whereabouts()
     target = _store(position, store, key)
     with Access(position, "save", key=key, value=value, format=format, options=options):
-        await to_its_end(partial(target.save, key, value, format, options), position.home.settings.grace)
+        save = partial(target.save, key, value, format, options)
+        await saved_in_thread(f"dataset {key!r}", save, position.home.settings.grace)
 
 
 @overload

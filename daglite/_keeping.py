@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio import CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, checkpoint_if_cancelled
 
 from . import _checks
 from ._call import Call
@@ -23,14 +23,13 @@ from ._log import described, logger
 from ._stores import CACHE_MISS, CacheStore, location_of
 
 __all__ = [
-    "Unfinished",
     "in_thread",
     "in_total_time",
     "keep",
     "keep_sync",
     "looked_up",
     "looked_up_here",
-    "to_its_end",
+    "saved_in_thread",
 ]
 
 T = TypeVar("T")
@@ -190,6 +189,22 @@ async def in_thread(func: Callable[[], T]) -> T:
 
 class Unfinished(TimeoutError):
     """Something goes on in a thread that a cancelled call has waited for as long as it may."""
+
+
+async def saved_in_thread(what: str, save: Callable[[], None], grace: float) -> None:
+    """Save something in a thread, and see that through; a cancellation that has waited for it as long as it may goes on.
+
+    Args:
+        what: The first words of what is said then.
+        save: What saves it.
+        grace: For how many seconds a cancellation waits.
+    """
+    try:
+        await to_its_end(save, grace)
+    except Unfinished as exc:
+        logger().warning("%s is saved by a thread that goes on by itself: %s", what, exc)
+        await checkpoint_if_cancelled()
+        raise
 
 
 async def to_its_end(func: Callable[[], None], grace: float) -> None:

@@ -10,11 +10,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from anyio.lowlevel import checkpoint_if_cancelled
-
 from ._call import Call
 from ._destinations import Access, Destination
-from ._keeping import Unfinished, to_its_end
+from ._keeping import saved_in_thread
 from ._log import described, logger
 from .exceptions import DatasetError
 
@@ -80,13 +78,8 @@ async def save(call: Call, to: Destination, key: str, value: Any) -> None:
     call.waits_for = SAVING
     try:
         with Access(call, "save", key=key, value=value, format=to.format, options=None):
-            await to_its_end(partial(to.store.save, key, value, to.format), call.home.settings.grace)
-    except Unfinished as exc:
-        logger().warning(
-            "task %r: its dataset %r is saved by a thread that goes on by itself: %s", call.metadata.name, key, exc
-        )
-        await checkpoint_if_cancelled()
-        raise failed(call, key, exc)
+            what = f"task {call.metadata.name!r}: its dataset {key!r}"
+            await saved_in_thread(what, partial(to.store.save, key, value, to.format), call.home.settings.grace)
     except Exception as exc:
         raise failed(call, key, exc)
     finally:

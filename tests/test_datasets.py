@@ -466,6 +466,24 @@ async def test_a_cancelled_call_waits_for_its_store_no_longer_than_grace(
         await anyio.sleep(0.001)
 
 
+async def test_who_saves_by_hand_and_is_cancelled_waits_no_longer_than_grace(
+    store: GatedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.gate = threading.Event()
+    with caplog.at_level(logging.WARNING, "daglite"):
+        async with session(dataset_store=store, grace=0.01):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(asave_dataset, "a.json", 9)
+                    await until(store.saving.is_set)
+                    scope.cancel()
+            assert scope.cancelled_caught
+    assert "dataset 'a.json' is saved by a thread that goes on by itself" in caplog.text
+    store.gate.set()
+    while not store.exists("a.json"):  # in the thread that was left to itself
+        await anyio.sleep(0.001)
+
+
 @pytest.mark.parametrize("timeout", ["timeout", "total_timeout"])
 async def test_saving_is_in_no_deadline(store: GatedStore, timeout: str) -> None:
     store.gate = threading.Event()
