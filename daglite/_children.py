@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ class Children:
         services_end: Called before the services are cancelled.
 
     Attributes:
-        services_ended: Whether they were.
+        deadline: When those that still run are cancelled once the session is being left, by the event loop's clock; never by default.
+        services_ended: Whether the services were.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Children:
         logs: bool,
         services_end: Callable[[], None],
     ) -> None:
+        self.deadline: float = math.inf
         self.services_ended: bool = False
         self._name = name
         self._services_end = services_end
@@ -91,6 +94,29 @@ class Children:
         self._calls.add(close)
         self._group.start_soon(self._close, close)
 
+    async def finish(self, grace: float) -> None:
+        """Wait for the background calls before the session is left, and cancel those that run at the deadline.
+
+        Args:
+            grace: Seconds that those may take then; leaving waits for them again.
+        """
+        with anyio.CancelScope(deadline=self.deadline) as scope:
+            await self._calls.until_none()
+        if scope.cancelled_caught:
+            for call in self._overdue(self._calls):
+                call.cancel()
+            with anyio.move_on_after(grace):
+                await self._calls.until_none()
+
+    def _overdue(self, *running: Running[object]) -> list[CallHandle[Any]]:
+        """The calls that the deadline has found running, which is said."""
+        calls = [each for some in running for each in some.copy() if isinstance(each, CallHandle)]
+        if calls:
+            self._services_end()  # their threads too have a limit now
+            names = ", ".join(repr(each._call.metadata.name) for each in calls)
+            logger().warning("session %r ends, and cancels what has not ended in time: %s", self._name, names)
+        return calls
+
     async def join(self, cancellation: BaseException | None) -> BaseException | None:
         """Wait for all of them; a cancellation from outside cancels them, and waits all the same.
 
@@ -100,12 +126,15 @@ class Children:
         Returns:
             That cancellation, or the one that the wait was interrupted by.
         """
-        shield = False
+        shield, deadline = False, self.deadline
         while True:
             try:
-                with anyio.CancelScope(shield=shield):
+                with anyio.CancelScope(shield=shield, deadline=deadline):
                     await self._until_done()
                     return cancellation
+                self._overdue(self._calls, self._serving)
+                self._group.cancel_scope.cancel()
+                shield, deadline = True, math.inf
             except get_cancelled_exc_class() as interrupted:
                 # To a native `Task.cancel` the shield is none: it may come again, and they are waited for all the same.
                 cancellation = cancellation or interrupted

@@ -352,6 +352,11 @@ class Session:
         finally:
             del error, own, exc, cancellation  # else its traceback, which holds this frame, would hold itself
 
+    async def _finish(self, deadline: float) -> None:
+        """Wait for the background calls before it is left. Those that run at the deadline, also while it is left, are cancelled."""
+        self._children.deadline = deadline
+        await self._children.finish(self._home.settings.grace)
+
     def _was_cancelled(self) -> bool:
         return self._group.cancel_scope.cancel_called
 
