@@ -23,6 +23,7 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 NAMED_OTHERWISE = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+\.\d+(?= s\b)| at 0x[0-9a-f]+")
 CUT = "-- the end of a block --"
 MODULES = [
+    "daglite.asgi",
     "daglite.cache",
     "daglite.composers",
     "daglite.datasets",
