@@ -35,8 +35,6 @@ class Request:
     sent: list[Message] = field(default_factory=list)  # by the app
     received: list[str] = field(default_factory=list)  # types of the messages that it took
     left: anyio.Event = field(default_factory=anyio.Event)  # set when the client leaves
-    full: bool = False  # whether the client takes no more, so that `send` waits
-    sending: int = 0
 
     async def run(self, app: Any) -> Request:
         """Let the app answer."""
@@ -69,9 +67,6 @@ class Request:
         return message
 
     async def _send(self, message: Message) -> None:
-        self.sending += 1
-        if self.full:
-            await anyio.sleep_forever()
         self.sent.append(message)
         await anyio.lowlevel.checkpoint()
 

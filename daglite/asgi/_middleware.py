@@ -13,7 +13,7 @@ from .._log import logger
 from ..exceptions import SessionError
 from ..sessions import Session, session
 from ._lifespan import Lifespan
-from ._requests import KEY, ASGIApp, Receive, Scope, Send
+from ._requests import KEY, ASGIApp, Body, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from .._opening import DatasetStoreLike
@@ -103,7 +103,10 @@ class DagliteMiddleware:
         elif KEY in scope:  # this is a part of an app that has a session
             await self.app(scope, receive, send)
         else:
-            scope[KEY] = self
+            scope[KEY] = None
+            if scope["type"] == "http":
+                body = scope[KEY] = Body(receive)
+                receive = body.receive
             session = self._session
             if session is None:
                 await self._alone(scope, receive, send)
