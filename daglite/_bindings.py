@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import anyio
 
-from ._context import Home, PositionToken, Root, here, reset, set_current, whereabouts
-from ._eventloop import Loop, in_event_loop, name_of_task, running_task
+from ._context import OUTSIDE, Home, PositionToken, Root, here, reset, set_current, whereabouts
+from ._eventloop import Loop, in_event_loop, name_of_task
 from ._open_streams import Closing
 from ._running import Running
 from ._slots import Slot, ThreadCancelled
@@ -51,12 +51,10 @@ class Bindings(Running["Binding[Any]"]):
         Raises:
             SessionError: The session is about to end.
         """
-        super().add(one)
-        try:
-            self.check()  # in this order: whoever is added before it ends is waited for
-        except SessionError:
+        self._all[one] = None
+        if self._home.leaving:  # in this order: whoever is added before it ends is waited for
             self.discard(one)
-            raise
+            self.check()
 
     async def until_none(self) -> None:
         """Wait until there are none, or the session's grace is over."""
@@ -89,10 +87,11 @@ class Binding(Generic[S]):
         bindings: The open ones of the session.
     """
 
+    __slots__ = ("_bindings", "_home", "_loop", "_session", "_slot", "_token", "_used", "ended", "streams", "task")
+
     def __init__(self, session: S, home: Home, loop: Loop, bindings: Bindings) -> None:
         self.streams: dict[Any, None] = {}  # opened under it, oldest first, which it closes
         self.ended: bool = False  # what is called or opened under it from now on is the session's
-        self.owner: str = ""
         self.task: Any = None
         self._session = session
         self._home = home
@@ -103,25 +102,52 @@ class Binding(Generic[S]):
         self._token: PositionToken
 
     async def __aenter__(self) -> S:
-        if not self._loop.is_running_here():
-            raise self._refused("`async with` in another event loop than its own: a thread takes `with`")
-        task = running_task()
-        self._begin(f"task {name_of_task(task)!r}")
-        self.task = task
-        self._token = set_current(self._root())
+        self.enter()
         return self._session
+
+    def enter(self) -> None:
+        """Enter it in a task, as `async with` does."""
+        self.task = self._loop.task_here()
+        if self.task is None:
+            raise self._refused("`async with` in another event loop than its own: a thread takes `with`")
+        if self._used:
+            raise self._refused_second()
+        self._bindings.add(self)
+        self._used = True
+        # Outside of all sessions, as requests are, nothing is to be found out.
+        self._token = set_current(Root(self._home, binding=self) if here() is OUTSIDE else self._root())
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
+        if not self.leave():
+            await self.close()
+
+    def leave(self) -> bool:
+        """Leave it, as `async with` does.
+
+        Returns:
+            Whether that is all: else it has streams, and is to be closed.
+        """
+        if self.ended or not self._used:
+            raise self._refused_again()
+        reset(self._token)
+        self.ended = True
+        if self.streams:
+            return False
+        self._bindings.discard(self)
+        self.task = None
+        return True
+
+    async def close(self) -> None:
+        """Close its streams."""
         grace = self._home.settings.grace
         closing = Closing(f"bind() of session {self._home.name!r}", grace)
         try:
-            if self.streams:
-                await closing.close_all(self.streams, anyio.current_time() + grace)
+            await closing.close_all(self.streams, anyio.current_time() + grace)
         finally:
             self._bindings.discard(self)
+            self.task = None
         if (error := closing.fatal or closing.cancellation) is not None:
             raise error
 
@@ -133,7 +159,11 @@ class Binding(Generic[S]):
         if isinstance(outer, Slot) and outer.is_here():
             slot.serve(outer)
         try:
-            self._begin(slot.name, slot)
+            if self._used:
+                raise self._refused_second()
+            self._bindings.add(self)
+            self._used = True
+            self._slot = slot
         except BaseException:
             slot.leave()
             raise
@@ -145,13 +175,15 @@ class Binding(Generic[S]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._check_entered()
+        if self.ended or not self._used:
+            raise self._refused_again()
         assert self._slot is not None
         closing = Closing(f"bind() of session {self._home.name!r}", math.inf)
         try:
             closing.close_all_here(self.streams)  # while the event loop of some can be gone to
         finally:
-            self._end()
+            reset(self._token)
+            self.ended = True
             self._slot.leave()
             self._bindings.discard(self)
         exc = closing.fatal or exc
@@ -171,13 +203,10 @@ class Binding(Generic[S]):
         if self._slot is not None:
             self._slot.let_notice()
 
-    def _begin(self, owner: str, slot: Slot | None = None) -> None:
-        if self._used:
-            raise self._refused("it was entered before, and can be once: bind() makes another")
-        self.owner = owner
-        self._slot = slot
-        self._bindings.add(self)
-        self._used = True
+    @property
+    def owner(self) -> str:
+        """Where it is entered."""
+        return f"task {name_of_task(self.task)!r}" if self._slot is None else self._slot.name
 
     def _root(self) -> Root:
         """Where its code runs: in the call that it is in already, if that is so."""
@@ -187,20 +216,16 @@ class Binding(Generic[S]):
         is_serving = is_same and position.root.is_serving
         return Root(home, position.call, position.slot, is_serving=is_serving, binding=self)
 
-    def _check_entered(self) -> None:
-        if not self._used or self.ended:
-            raise self._refused("it is left, and was not entered, or was left before")
-
-    def _end(self) -> None:
-        self._check_entered()
-        reset(self._token)
-        self.ended = True
-        self.task = None
-
     def _give_up(self) -> None:
         """The session ends without it."""
         if self._slot is not None:
             self._slot.give_up()
+
+    def _refused_second(self) -> SessionError:
+        return self._refused("it was entered before, and can be once: bind() makes another")
+
+    def _refused_again(self) -> SessionError:
+        return self._refused("it is left, and was not entered, or was left before")
 
     def _refused(self, why: str) -> SessionError:
         return SessionError(f"session {self._home.name!r}: bind(): {why}")

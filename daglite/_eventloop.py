@@ -75,6 +75,15 @@ class Loop:
         """Whether it runs the caller."""
         return get_ident() == self._thread and running_loop() is self._token
 
+    def task_here(self) -> Any:
+        """The task of it that the caller runs in; `None` elsewhere."""
+        if get_ident() != self._thread:
+            return None
+        trio = getattr(sys.modules.get("trio"), "lowlevel", None)
+        if trio is not None and trio.in_trio_task():
+            return trio.current_task() if trio.current_trio_token() is self._token else None
+        return sys.modules["asyncio"].current_task(self._token) if self._is_asyncio else None
+
     def is_here(self) -> bool:
         """Whether the caller is in its thread."""
         return get_ident() == self._thread

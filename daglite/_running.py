@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
@@ -19,8 +18,10 @@ T = TypeVar("T")
 class Running(Generic[T]):
     """Things that run, oldest first. They come and go in any thread; one task may wait until there are none."""
 
+    # Without a lock, for a dictionary has its own: who goes looks then whether somebody waits, and who waits says so before the last
+    # look.
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._all: dict[T, None] = {}
         self._waiting: Callable[[], None] | None = None
 
@@ -35,38 +36,31 @@ class Running(Generic[T]):
 
     def add(self, one: T) -> None:
         """One more."""
-        with self._lock:
-            self._all[one] = None
+        self._all[one] = None
 
     def discard(self, one: T) -> None:
         """One less, if it was there."""
-        with self._lock:
-            self._all.pop(one, None)
-            wake = None if self._all else self._waiting
-        if wake is not None:
+        self._all.pop(one, None)
+        if not self._all and (wake := self._waiting) is not None:
             wake()
 
     def copy(self) -> list[T]:
         """All of them, as they are now."""
-        with self._lock:
-            return list(self._all)
+        return list(self._all)
 
     def clear(self) -> list[T]:
-        """Forget all.
+        """Forget all; what comes in this moment may be forgotten too.
 
         Returns:
             What there was.
         """
-        with self._lock:
-            left, self._all = list(self._all), {}
-        return left
+        left, self._all = self._all, {}
+        return list(left)
 
     async def until_none(self) -> None:
         """Wait until there are none, also of those that come in the meantime."""
         while self._all:
             loop, none = Loop(), anyio.Event()
-            with self._lock:  # in which the last may be about to go
-                if not self._all:
-                    return
-                self._waiting = partial(loop.run, none.set)
-            await none.wait()
+            self._waiting = partial(loop.run, none.set)
+            if self._all:
+                await none.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+import daglite.asgi
 from daglite import current_session, session, task
 from daglite.asgi import DagliteMiddleware
 from daglite.exceptions import SessionError
@@ -548,6 +551,23 @@ async def test_an_app_that_does_not_wait_for_its_end_has_a_session_all_the_same(
         await Request().run(wrapped)
     assert isinstance(seen[0], Session)
     assert life.said == ["startup.complete", "shutdown.complete"]
+
+
+def test_without_starlette_there_is_the_middleware_and_an_error_that_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["starlette"] = None
+import daglite.asgi
+daglite.asgi.DagliteMiddleware
+try:
+    daglite.asgi.StreamResponse
+except ImportError as exc:
+    print(exc)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout == "daglite.asgi.StreamResponse needs Starlette: pip install 'daglite[asgi]'\n"
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        daglite.asgi.Nothing
 
 
 # Without lifespan, and in other apps.

@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
         try:
             from . import _responses
         except ModuleNotFoundError as exc:
-            if exc.name != "starlette":
+            if (exc.name or "").partition(".")[0] != "starlette":
                 raise
             raise ImportError(
                 f"daglite.asgi.{name} needs Starlette: pip install 'daglite[asgi]'", name="starlette"

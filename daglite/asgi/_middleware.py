@@ -111,8 +111,14 @@ class DagliteMiddleware:
             if session is None:
                 await self._alone(scope, receive, send)
             else:
-                async with session.bind():
+                # As by `async with`, without its two coroutines: every request pays for this.
+                binding = session.bind()
+                binding.enter()
+                try:
                     await self.app(scope, receive, send)
+                finally:
+                    if not binding.leave():
+                        await binding.close()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_second = KEY in scope

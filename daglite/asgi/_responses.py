@@ -134,6 +134,9 @@ class StreamResponse(StreamingResponse):
         await hand_over(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
 
+StreamResponse.__module__ = "daglite.asgi"  # where people find it
+
+
 async def hand_over(send: Send, message: Message) -> None:
     """Send something, and tell a client that has left from an error of the stream's that is an `OSError`, such as a timeout.
 
