@@ -212,6 +212,28 @@ async def test_a_client_that_leaves_while_the_producer_waits_at_a_full_queue_end
     assert not caplog.text
 
 
+async def test_a_generator_that_waits_for_nothing_lets_the_server_notice_that_the_client_has_left() -> None:
+    journal: list[str] = []
+
+    class AtOnce(Request):
+        async def _send(self, message: Any) -> None:
+            if message["type"] == "http.response.body":
+                self.left.set()
+
+    @task
+    async def endless() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "a"
+        finally:
+            journal.append("closed")
+
+    app = app_of(lambda request: StreamResponse(endless()))
+    async with serving(app):
+        await AtOnce().run(app)
+    assert journal == ["closed"]
+
+
 async def test_a_server_that_says_by_an_error_that_the_client_has_left_closes_the_stream(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from starlette.background import BackgroundTask
 from starlette.responses import StreamingResponse
 
@@ -131,6 +132,9 @@ class StreamResponse(StreamingResponse):
                     f"the stream of a StreamResponse gave a {type(item).__name__}, and a body has bytes or str: {item!r:.80}"
                 )
             await hand_over(send, {"type": "http.response.body", "body": item, "more_body": True})
+            # Servers take everything at once from then on that the client has left: without this, a generator that waits for nothing would
+            # keep the event loop from noticing.
+            await checkpoint()
         await hand_over(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
 
