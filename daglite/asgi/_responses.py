@@ -64,6 +64,8 @@ class StreamResponse(StreamingResponse):
         TypeError: The content is no async stream.
     """
 
+    body_iterator: AsyncIterable[Any]
+
     def __init__(
         self,
         content: AsyncIterable[str | bytes | memoryview],
