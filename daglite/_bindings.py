@@ -17,9 +17,10 @@ from ._slots import Slot, ThreadCancelled
 from .exceptions import CallCancelledError, SessionError
 
 if TYPE_CHECKING:
+    from ._bus import Subscription
     from ._sync_session import SyncSession
 
-__all__ = ["Binding", "Bindings"]
+__all__ = ["Binding", "Bindings", "binding_around", "is_begun_under"]
 
 S = TypeVar("S")
 
@@ -77,6 +78,32 @@ class Bindings(Running["Binding[Any]"]):
         return sorted(binding.owner for binding in left)
 
 
+def binding_around(position: Any) -> Binding[Any] | None:
+    """The innermost open one, of a task, that a position is in; what a background call is in has been left."""
+    while position is not None:
+        found = position.root.binding
+        if isinstance(found, Binding) and found.task is not None and not found.ended:
+            return found
+        position = around(position.root)
+    return None
+
+
+def is_begun_under(call: Any, binding: Binding[Any]) -> bool:
+    """Whether a call was begun under a binding, or started there in the background, or was begun by one that was."""
+    position = call
+    while position is not None:
+        root: Root = position.root
+        if root.binding is binding or root.origin is binding:
+            return True
+        position = around(root)
+    return False
+
+
+def around(root: Root) -> Any:
+    """Where it was that a session was opened, or a background call started: in a call, or in another session, or in neither."""
+    return root.call or getattr(root.home.session, "_outside", None)
+
+
 class Binding(Generic[S]):
     """What `Session.bind()` returns, for `async with` in a task and for `with` in a thread: it may be entered once.
 
@@ -87,7 +114,19 @@ class Binding(Generic[S]):
         bindings: The open ones of the session.
     """
 
-    __slots__ = ("_bindings", "_home", "_loop", "_session", "_slot", "_token", "_used", "ended", "streams", "task")
+    __slots__ = (
+        "_bindings",
+        "_home",
+        "_loop",
+        "_session",
+        "_slot",
+        "_subscriptions",
+        "_token",
+        "_used",
+        "ended",
+        "streams",
+        "task",
+    )
 
     def __init__(self, session: S, home: Home, loop: Loop, bindings: Bindings) -> None:
         self.streams: dict[Any, None] = {}  # opened under it, oldest first, which it closes
@@ -99,6 +138,7 @@ class Binding(Generic[S]):
         self._bindings = bindings
         self._used = False
         self._slot: Slot | None = None
+        self._subscriptions: list[Subscription] | None = None  # which it closes
         self._token: PositionToken
 
     async def __aenter__(self) -> S:
@@ -133,14 +173,20 @@ class Binding(Generic[S]):
             raise self._refused_again()
         reset(self._token)
         self.ended = True
-        if self.streams:
+        if self.streams or self._subscriptions:
             return False
         self._bindings.discard(self)
         self.task = None
         return True
 
+    def add(self, subscription: Subscription) -> None:
+        """Close a subscription in the end, if nobody has before."""
+        self._subscriptions = [*(self._subscriptions or ()), subscription]
+
     async def close(self) -> None:
-        """Close its streams."""
+        """Close its streams and subscriptions."""
+        for subscription in self._subscriptions or ():
+            subscription._leave()
         grace = self._home.settings.grace
         closing = Closing(f"bind() of session {self._home.name!r}", grace)
         try:

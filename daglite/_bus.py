@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ._protocols import Watched
     from .events import Event
 
-__all__ = ["LISTENERS", "Bus", "Listener", "Subscription"]
+__all__ = ["LISTENERS", "Bus", "Listener", "Subscription", "is_under"]
 
 BACKLOG = 10_000  # waiting events at which a subscriber is warned about
 
@@ -122,13 +122,18 @@ class Subscription:
     # event by itself costs twenty times as much.
 
     def __init__(
-        self, bus: Bus, *, lasting: bool = False, max_buffer: int | None = None, under: UUID | None = None
+        self,
+        bus: Bus,
+        *,
+        lasting: bool = False,
+        max_buffer: int | None = None,
+        belongs: Callable[[Watched | None], bool] | None = None,
     ) -> None:
         self.dropped: int = 0
         self._lasting = lasting  # until the session has ended, and not only until it begins to end
         self._bus = bus
         self._max_buffer = max_buffer
-        self._under = under
+        self._belongs = belongs  # whether it has the events of a call; of all by default
         self._lock = threading.Lock()
         self._waiting: deque[Event] = deque()
         self._woken = False
@@ -227,7 +232,7 @@ class Subscription:
             event: The event.
             call: The call that it is about.
         """
-        if self._under is not None and not is_under(call, self._under):
+        if self._belongs is not None and not self._belongs(call):
             return
         if self._max_buffer is None:
             self._waiting.append(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -84,10 +84,14 @@ class Children:
 
     def find(self, id: UUID) -> Call | None:
         """The background call of that id, also before it has begun."""
-        for handle in (*self._calls.copy(), *self._serving.copy()):
-            if isinstance(handle, CallHandle) and handle.id == id:
-                return handle._call
-        return None
+        return next((handle._call for handle in self._handles() if handle.id == id), None)
+
+    def waiting(self) -> Iterator[Call]:
+        """The background calls that have yet to begin."""
+        return (handle._call for handle in self._handles() if not handle._has_begun)
+
+    def _handles(self) -> list[CallHandle[Any]]:
+        return [each for each in (*self._calls.copy(), *self._serving.copy()) if isinstance(each, CallHandle)]
 
     def close_soon(self, close: Callable[[], Awaitable[None]]) -> None:
         """Close a stream."""

@@ -215,9 +215,10 @@ class Root:
         starts_background: Whether it is where a background call is made; that was accepted when it was started.
         is_serving: Whether that call is a service, or was started by one.
         binding: What made the session current here, if that was not its own `async with`.
+        origin: What made it current where the background call was started.
     """
 
-    __slots__ = ("binding", "call", "home", "is_serving", "slot", "starts_background")
+    __slots__ = ("binding", "call", "home", "is_serving", "origin", "slot", "starts_background")
 
     def __init__(
         self,
@@ -228,6 +229,7 @@ class Root:
         starts_background: bool = False,
         is_serving: bool = False,
         binding: Bound | None = None,
+        origin: Bound | None = None,
     ) -> None:
         self.home: Home = home
         self.call: Watched | None = call
@@ -235,6 +237,7 @@ class Root:
         self.starts_background: bool = starts_background
         self.is_serving: bool = is_serving
         self.binding: Bound | None = binding
+        self.origin: Bound | None = origin
 
     @property
     def accepted(self) -> bool:

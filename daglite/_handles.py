@@ -45,6 +45,7 @@ class CallHandle(Generic[R]):
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
         self._waiting = 0
+        self._has_begun = False
         self._value: Any = NOT_GIVEN
         self._error: Exception | None = None
         self._future: Future | None = None
@@ -85,6 +86,7 @@ class CallHandle(Generic[R]):
 
     async def _run(self) -> None:
         """Run the call, and keep what comes of it."""
+        self._has_begun = True
         if self._scope.cancel_called:
             return
         with self._scope:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._metadata import TaskMetadata
     from ._protocols import Watched
 
-__all__ = ["CallTree", "LiveCall", "tree_of"]
+__all__ = ["CallTree", "LiveCall", "find_call", "live_calls", "tree_of", "why_not_alone"]
 
 T = TypeVar("T")
 
@@ -195,11 +195,12 @@ def _one_line(text: str) -> str:
 
 def find_call(books: Books, id: UUID) -> Watched | None:
     """The call of that id, if it runs."""
-    for each in _with_inner(books):
-        for call in _snapshot(each.live):
-            if call.metadata.id == id:
-                return call
-    return None
+    return next((call for call in live_calls(books) if call.metadata.id == id), None)
+
+
+def live_calls(books: Books) -> Iterator[Watched]:
+    """The calls that run, those of inner sessions included."""
+    return (call for each in _with_inner(books) for call in _snapshot(each.live))
 
 
 def why_not_alone(call: Watched) -> str:

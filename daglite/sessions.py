@@ -18,7 +18,7 @@ from typing_extensions import ParamSpec, Self
 from . import _checks, _clock
 from ._bindings import Binding, Bindings
 from ._books import Books, SessionStats
-from ._bus import Bus, Subscription
+from ._bus import Bus, Subscription, is_under
 from ._children import Children
 from ._context import OPEN, Home, Position, Root, reset, set_current, whereabouts
 from ._ending import Ending
@@ -32,7 +32,7 @@ from ._opening import DatasetStoreLike
 from ._stores import StoreLike
 from ._sync_session import SyncSession
 from ._threads import Threads
-from ._tree import CallTree, LiveCall, find_call, tree_of, why_not_alone
+from ._tree import CallTree, LiveCall, find_call, live_calls, tree_of, why_not_alone
 from ._typing import NOT_GIVEN, NotGiven
 from ._watchers import Watchers
 from .exceptions import SessionError
@@ -41,6 +41,7 @@ from .tasks import Task, as_task
 
 if TYPE_CHECKING:
     from ._futures import CallFuture
+    from ._protocols import Watched
     from ._reports import Reports
     from ._stays import Stay
 
@@ -529,7 +530,8 @@ class Session:
         # From a hook of its own it is the call of a hook: watched by nobody.
         home = position.home if position.home.session is self else self._home
         is_serving = is_service or (position.home.session is self and position.root.is_serving)
-        root = Root(home, position.call, starts_background=True, is_serving=is_serving)
+        origin = position.root.binding
+        root = Root(home, position.call, starts_background=True, is_serving=is_serving, origin=origin)
         handle: CallHandle[Any] = CallHandle(*task._prepared(args, kwargs, root), self._bus.loop)
         self._children.start(handle, task.name, is_service=is_service, is_serving=is_serving)
         return handle
@@ -603,7 +605,27 @@ class Session:
             raise TypeError(f"session {self.name!r}: events: under must be the id of a call, a UUID, not {under!r}")
         self._is_here("events()")
         self._check_open("events()", None)
-        return Subscription(self._bus, max_buffer=max_buffer, under=under)
+        belongs = None if under is None else partial(is_under, id=under)
+        return Subscription(self._bus, max_buffer=max_buffer, belongs=belongs)
+
+    def _follow(
+        self, belongs: Callable[[Watched | None], bool], max_buffer: int, binding: Binding[Any]
+    ) -> Subscription | None:
+        """The events of some calls, from now on, until a binding ends; `None` if none of them runs, or is about to."""
+        if not self._is_here("events()"):
+            return self._in_loop(self._follow, belongs, max_buffer, binding)
+        self._check_open("events()", None)
+        followed = Subscription(self._bus, max_buffer=max_buffer, belongs=belongs)
+        followed._enter()  # in this order: what ends in the meantime, in a thread, is told
+        if not self._runs(belongs):
+            followed._leave()
+            return None
+        binding.add(followed)
+        return followed
+
+    def _runs(self, belongs: Callable[[Watched | None], bool]) -> bool:
+        """Whether any of some calls runs, or is about to."""
+        return any(map(belongs, live_calls(self._books))) or any(map(belongs, self._children.waiting()))
 
     def stats(self) -> SessionStats:
         """How many calls there were by state, those of inner sessions included; also after the session has ended.

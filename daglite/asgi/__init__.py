@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ._middleware import DagliteMiddleware, SessionOptions
 
 if TYPE_CHECKING:
+    from ._event_streams import EventStream
     from ._responses import StreamResponse
 
-__all__ = ["DagliteMiddleware", "SessionOptions", "StreamResponse"]
+__all__ = ["DagliteMiddleware", "EventStream", "SessionOptions", "StreamResponse"]
 
 for _public in (DagliteMiddleware, SessionOptions):
     _public.__module__ = __name__  # where people find them
@@ -21,12 +22,12 @@ del _public
 def __getattr__(name: str) -> Any:
     if name in __all__:  # the middleware does without Starlette
         try:
-            from . import _responses
+            from . import _event_streams, _responses
         except ModuleNotFoundError as exc:
             if (exc.name or "").partition(".")[0] != "starlette":
                 raise
             raise ImportError(
                 f"daglite.asgi.{name} needs Starlette: pip install 'daglite[asgi]'", name="starlette"
             ) from exc
-        return getattr(_responses, name)
+        return getattr(_event_streams if name == "EventStream" else _responses, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

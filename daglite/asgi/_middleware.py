@@ -143,7 +143,7 @@ class DagliteMiddleware:
             logger().warning(
                 "DagliteMiddleware: nobody runs the lifespan of the app, so every request has a session of its own"
             )
-        async with self._new_session():
+        async with self._new_session() as session, session.bind():
             await self.app(scope, receive, send)
 
     def _new_session(self) -> Session:
