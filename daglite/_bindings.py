@@ -189,6 +189,8 @@ class Binding(Generic[S]):
             subscription._leave()
         grace = self._home.settings.grace
         closing = Closing(f"bind() of session {self._home.name!r}", grace)
+        for steps in self.streams:
+            steps.cut = True
         try:
             await closing.close_all(self.streams, anyio.current_time() + grace)
         finally:
@@ -225,6 +227,8 @@ class Binding(Generic[S]):
             raise self._refused_again()
         assert self._slot is not None
         closing = Closing(f"bind() of session {self._home.name!r}", math.inf)
+        for steps in self.streams:
+            steps.cut = True
         try:
             closing.close_all_here(self.streams)  # while the event loop of some can be gone to
         finally:

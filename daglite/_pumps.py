@@ -110,7 +110,7 @@ class PumpedSteps(AsyncSteps):
     async def run(self, what: str, make: Callable[[], Awaitable[Any]], thrown: BaseException | None = None) -> Any:
         """Take a step; the arguments are those of `AsyncSteps.run`. A step that is cancelled cancels the generator."""
         if self.ended or self.closing:
-            raise StopAsyncIteration
+            raise self.over(StopAsyncIteration)
         if self.context is None:
             self._check_owner()
         self.enter(what)
@@ -125,7 +125,7 @@ class PumpedSteps(AsyncSteps):
                 failure = cancellation or await self.timed_out(failure)
             if self.closing and (failure is None or isinstance(failure, (StopAsyncIteration, GeneratorExit))):
                 self.end(None, closed=True)  # elsewhere
-                raise cancellation or StopAsyncIteration
+                raise cancellation or self.over(StopAsyncIteration)
             if cancellation is not None and (failure is thrown or isinstance(failure, StopAsyncIteration)):
                 failure = None  # that it has ended otherwise is no reason to go on
             if failure is not None:

@@ -51,6 +51,7 @@ class Steps:
     in_thread: bool = False  # of its own
     is_pumped: bool = False  # it is in a task of its own, where it can be closed from any thread's session
     is_owned: bool = False  # whoever steps it closes it
+    cut: bool = False  # what it was opened under has ended, and not all of it was taken
 
     def _methods(self, generator: Any) -> tuple[Any, Any, Any]:
         return generator.__next__, generator.send, generator.throw
@@ -161,6 +162,19 @@ class Steps:
             return exc
         return self.end(exc) or exc
 
+    def over(self, end: type[Exception]) -> Exception:
+        """What is raised by a step after the end, or after it was cut off: for a reader that is the end of nothing.
+
+        Args:
+            end: What says so to who iterates.
+        """
+        if not self.cut:
+            return end()
+        return SessionError(
+            f"stream {self.call.spec.label!r} was opened in a request, or under another bind(), and closed when that ended: what reads on "
+            f"after that, such as a background call, has to open the stream itself"
+        )
+
     def end(self, exc: BaseException | None, *, closed: bool = False) -> BaseException | None:
         """Note the end, of which there is one.
 
@@ -201,6 +215,8 @@ class AwaitedSteps(Steps):
             await self._discard()
             self.ended = True
             return
+        if self.cut and self.busy and not self.is_pumped:
+            return  # whoever steps it is told by the next step, which closes it
         self._begin_close()
         self._closing = anyio.Event()
         try:
@@ -247,8 +263,8 @@ class AsyncSteps(AwaitedSteps):
             make: Gives what is to be awaited.
             thrown: What is thrown into the generator by it.
         """
-        if self.ended:
-            raise StopAsyncIteration
+        if self.ended or self.cut:
+            raise await self._too_late()
         context = self.enter(what)
         try:
             if not self.admitted:
@@ -261,6 +277,11 @@ class AsyncSteps(AwaitedSteps):
             self.busy = False
         self.yielded()
         return item
+
+    async def _too_late(self) -> Exception:
+        if not self.busy:  # a step of it may have run when it was cut off, which was then not to be closed
+            await self.aclose()
+        return self.over(StopAsyncIteration)
 
     async def _discard(self) -> None:
         await self.generator.aclose()
@@ -288,7 +309,7 @@ class SyncSteps(Steps):
     def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
         """Take a step; the arguments are those of `AsyncSteps.run`."""
         if self.ended:
-            raise StopIteration
+            raise self.over(StopIteration)
         context = self.enter(what)
         try:
             if not self.admitted:

@@ -153,7 +153,7 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         would have ended. With an `item_timeout` the thread is abandoned, then and at the deadline.
         """
         if self.ended:
-            raise StopAsyncIteration
+            raise self.over(StopAsyncIteration)
         self.enter(what)
         error: BaseException | None = None
         cancellation: BaseException | None = None
@@ -296,7 +296,7 @@ class TimedSteps(OwnThread):
     def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
         """Take a step; the arguments are those of `AsyncSteps.run`."""
         if self.ended:
-            raise StopIteration
+            raise self.over(StopIteration)
         self.enter(what)
         limit = self.call.spec.item_timeout
         assert limit is not None

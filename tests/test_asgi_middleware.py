@@ -195,6 +195,56 @@ async def test_a_background_call_reads_from_a_stream_of_its_own_and_starts_other
     assert sorted(journal, key=str) == [3, "answered", "other"]
 
 
+@pytest.mark.parametrize("pump", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_stream_of_a_request_that_a_background_call_reads_is_cut_off_with_an_error(
+    pump: bool, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal: list[Any] = []
+    taken, go_on = anyio.Event(), anyio.Event()
+
+    @task(pump=pump)
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            if waits:
+                await go_on.wait()
+            yield 2
+            yield 3
+        finally:
+            journal.append("closed")
+
+    @task
+    async def read(stream: Any) -> None:
+        try:
+            async for number in stream:
+                journal.append(number)
+                taken.set()
+                if not waits:
+                    await go_on.wait()
+        except SessionError as exc:
+            journal.append(exc)
+
+    async def endpoint() -> None:
+        stream = numbers()
+        await anext(stream)
+        here().start_soon(read, stream)
+        if not waits:
+            await taken.wait()
+        else:
+            await anyio.wait_all_tasks_blocked()
+
+    wrapped = DagliteMiddleware(App(endpoint))
+    async with serving(wrapped):
+        await Request().run(wrapped)
+        go_on.set()
+    *rest, error = journal
+    assert rest == ([2, "closed"] if not waits or not pump else ["closed"])
+    assert "opened in a request" in str(error)
+    assert "open the stream itself" in str(error)
+    assert not caplog.text
+
+
 async def test_a_background_call_that_fails_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     @task
     async def send_mail() -> None:

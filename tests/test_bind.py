@@ -132,7 +132,7 @@ async def test_streams_opened_under_it_are_closed_at_its_end(aside: Aside) -> No
                 assert [await stream.__anext__(), await other.__anext__()] == [1, 1]
                 assert closed == []
             assert closed == ["first", "second"]
-            with pytest.raises(StopAsyncIteration):
+            with pytest.raises(SessionError, match="has to open the stream itself"):
                 await stream.__anext__()
 
         mine = rows("the session's")

@@ -14,15 +14,17 @@ from fastapi import Depends, FastAPI, File, HTTPException, Query, UploadFile
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from daglite import current_session, current_task, gather_tasks, task
-from daglite.asgi import DagliteMiddleware
+from daglite.asgi import DagliteMiddleware, StreamResponse
 from daglite.events import TaskEvent, TaskSucceeded
 from daglite.exceptions import TaskError, TaskGroupError
 from daglite.testing import EventRecorder
 
+from . import asgi_server
 from .asgi_server import serving
 
 journal: list[Any] = []
@@ -268,3 +270,67 @@ async def test_a_starlette_route_takes_what_a_task_is_called_with() -> None:
     served = DagliteMiddleware(Starlette(routes=[Route("/a", answer.__call__)]))
     async with client_of(served) as client:
         assert (await client.get("/a")).text == "/a"
+
+
+# What is not visible where.
+
+
+async def test_the_session_is_current_where_the_documentation_says() -> None:
+    seen: dict[str, bool] = {}
+
+    def middleware(name: str) -> Any:
+        async def dispatch(request: Any, call_next: Any) -> Any:
+            seen[name] = current_session() is not None
+            return await call_next(request)
+
+        return dispatch
+
+    served = FastAPI()
+    served.add_middleware(BaseHTTPMiddleware, dispatch=middleware("inside"))
+    served.add_middleware(DagliteMiddleware)
+    served.add_middleware(BaseHTTPMiddleware, dispatch=middleware("outside"))
+
+    @served.get("/{what}")
+    async def fail(what: str) -> None:
+        raise LookupError if what == "typed" else RuntimeError
+
+    @served.exception_handler(LookupError)
+    async def on_lookup(request: Any, exc: LookupError) -> PlainTextResponse:
+        seen["handler of a type"] = current_session() is not None
+        return PlainTextResponse("")
+
+    @served.exception_handler(Exception)
+    async def on_all(request: Any, exc: Exception) -> PlainTextResponse:
+        seen["handler of all"] = current_session() is not None
+        return PlainTextResponse("")
+
+    async with client_of(served, raises=False) as client:
+        await client.get("/typed")
+        await client.get("/other")
+    assert seen == {"outside": False, "inside": True, "handler of a type": True, "handler of all": False}
+
+
+async def test_behind_a_middleware_of_functions_a_stream_that_fails_looks_complete() -> None:
+    async def pass_on(request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+    @task
+    async def failing() -> AsyncIterator[str]:
+        yield "a"
+        raise LookupError
+
+    for between in (False, True):
+        served = FastAPI()
+        served.add_middleware(DagliteMiddleware)
+        if between:
+            served.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+
+        @served.get("/")
+        async def stream() -> StreamResponse:
+            return StreamResponse(failing())
+
+        request = asgi_server.Request()
+        async with serving(served):
+            with pytest.raises(TaskError):
+                await request.run(served)
+        assert (request.body, request.is_complete) == (b"a", between)
