@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -259,6 +261,30 @@ async def test_a_background_call_that_fails_is_logged_and_harms_nobody(caplog: p
         assert (await Request().run(wrapped)).status == 200
     assert caplog.text.count("the background call of task 'send_mail' failed") == 2
     assert life.said[-1] == "shutdown.complete"
+
+
+async def test_a_request_leaves_nothing_to_the_collector() -> None:
+    class Connection:
+        """What servers have for a request: it has the scope, which so must not have it."""
+
+        def __init__(self) -> None:
+            self.scope = {"type": "http", "method": "GET", "headers": []}
+
+        async def receive(self) -> Any: ...
+
+        async def send(self, message: Any) -> None: ...
+
+    wrapped = DagliteMiddleware(App())
+    async with serving(wrapped):
+        gc.disable()
+        try:
+            connection = Connection()
+            await wrapped(connection.scope, connection.receive, connection.send)
+            seen = weakref.ref(connection)
+            del connection
+            assert seen() is None
+        finally:
+            gc.enable()
 
 
 async def test_an_error_of_the_app_is_the_requests_own() -> None:

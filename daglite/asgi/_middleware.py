@@ -104,13 +104,14 @@ class DagliteMiddleware:
             await self.app(scope, receive, send)
         else:
             scope[KEY] = None
-            if scope["type"] == "http":
+            if scope["type"] == "http" and scope["method"] != "GET":  # of which a body means nothing, says RFC 9110
                 body = scope[KEY] = Body(receive)
                 receive = body.receive
             session = self._session
-            if session is None:
-                await self._alone(scope, receive, send)
-            else:
+            try:
+                if session is None:
+                    await self._alone(scope, receive, send)
+                    return
                 # As by `async with`, without its two coroutines: every request pays for this.
                 binding = session.bind()
                 binding.enter()
@@ -119,6 +120,8 @@ class DagliteMiddleware:
                 finally:
                     if not binding.leave():
                         await binding.close()
+            finally:
+                scope.pop(KEY, None)  # else the scope, which the server's `receive` holds, would hold itself
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_second = KEY in scope
