@@ -189,8 +189,7 @@ class Binding(Generic[S]):
             subscription._leave()
         grace = self._home.settings.grace
         closing = Closing(f"bind() of session {self._home.name!r}", grace)
-        for steps in self.streams:
-            steps.cut = True
+        self._cut_off()
         try:
             await closing.close_all(self.streams, anyio.current_time() + grace)
         finally:
@@ -198,6 +197,11 @@ class Binding(Generic[S]):
             self.task = None
         if (error := closing.fatal or closing.cancellation) is not None:
             raise error
+
+    def _cut_off(self) -> None:
+        """Let those who still read from its streams know."""
+        for steps in list(self.streams):
+            steps.cut = True
 
     def __enter__(self) -> SyncSession:
         if in_event_loop():
@@ -227,8 +231,7 @@ class Binding(Generic[S]):
             raise self._refused_again()
         assert self._slot is not None
         closing = Closing(f"bind() of session {self._home.name!r}", math.inf)
-        for steps in self.streams:
-            steps.cut = True
+        self._cut_off()
         try:
             closing.close_all_here(self.streams)  # while the event loop of some can be gone to
         finally:

@@ -229,6 +229,12 @@ class AwaitedSteps(Steps):
         await admit(self.call, consumer)
         self._begin_to_hold(consumer)
 
+    async def too_late(self) -> Exception:
+        """What is raised by a step after the end."""
+        if not self.busy:  # a step of it may have run when it was cut off, which was then not to be closed
+            await self.aclose()
+        return self.over(StopAsyncIteration)
+
     async def timed_out(self, timeout: AttemptTimeout) -> BaseException:
         """What comes of an item that has not come in time: an outer deadline that was not later is the outer's."""
         try:
@@ -264,7 +270,7 @@ class AsyncSteps(AwaitedSteps):
             thrown: What is thrown into the generator by it.
         """
         if self.ended or self.cut:
-            raise await self._too_late()
+            raise await self.too_late()
         context = self.enter(what)
         try:
             if not self.admitted:
@@ -277,11 +283,6 @@ class AsyncSteps(AwaitedSteps):
             self.busy = False
         self.yielded()
         return item
-
-    async def _too_late(self) -> Exception:
-        if not self.busy:  # a step of it may have run when it was cut off, which was then not to be closed
-            await self.aclose()
-        return self.over(StopAsyncIteration)
 
     async def _discard(self) -> None:
         await self.generator.aclose()

@@ -152,8 +152,8 @@ class ThreadSteps(OwnThread, AwaitedSteps):
         A cancellation waits until the generator has come to its next `yield`. Then it is closed, as an async generator
         would have ended. With an `item_timeout` the thread is abandoned, then and at the deadline.
         """
-        if self.ended:
-            raise self.over(StopAsyncIteration)
+        if self.ended or self.cut:
+            raise await self.too_late()
         self.enter(what)
         error: BaseException | None = None
         cancellation: BaseException | None = None

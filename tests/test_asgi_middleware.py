@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -245,6 +246,41 @@ async def test_a_stream_of_a_request_that_a_background_call_reads_is_cut_off_wit
     assert "opened in a request" in str(error)
     assert "open the stream itself" in str(error)
     assert not caplog.text
+
+
+async def test_a_stream_in_a_thread_is_cut_off_too() -> None:
+    journal: list[Any] = []
+    go_on = threading.Event()
+
+    @task
+    def numbers() -> Iterator[int]:
+        try:
+            yield 1
+            assert go_on.wait(30)
+            yield 2
+            yield 3
+        finally:
+            journal.append("closed")
+
+    @task
+    async def read(stream: Any) -> None:
+        try:
+            async for number in stream:
+                journal.append(number)
+        except SessionError as exc:
+            journal.append(type(exc))
+
+    async def endpoint() -> None:
+        stream = numbers.to_thread()
+        await anext(stream)
+        here().start_soon(read, stream)
+        await anyio.wait_all_tasks_blocked()
+
+    wrapped = DagliteMiddleware(App(endpoint))
+    async with serving(wrapped):
+        await Request().run(wrapped)
+        go_on.set()
+    assert journal == [2, "closed", SessionError]
 
 
 async def test_a_background_call_that_fails_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

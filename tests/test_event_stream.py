@@ -240,6 +240,10 @@ async def test_inputs_are_told_if_they_are_asked_for_and_as_the_redaction_leaves
     assert "secret" not in request.body.decode()
 
 
+CIRCLE: dict[str, Any] = {"a": 1}
+CIRCLE["circle"] = CIRCLE
+
+
 class Unspeakable:
     def __repr__(self) -> str:
         raise ValueError("no")
@@ -252,6 +256,8 @@ class Unspeakable:
         ({1}, "{1}"),
         (b"\xff", "b'\\xff'"),
         (Unspeakable(), "<Unspeakable>"),
+        ({(1, 2): {1}}, {"(1, 2)": "{1}"}),
+        pytest.param(10**5000, "<int>", id="a large number"),
         ("a\nb\r\n\n", "a\nb\r\n\n"),
         ({"a": [1, None]}, {"a": [1, None]}),
     ],
@@ -268,6 +274,20 @@ async def test_what_json_has_no_word_for_is_told_as_text(data: Any, text: Any) -
     async with serving(app):
         request = await Request().run(app)
     assert events_of(request)[1]["data"] == text
+
+
+async def test_what_holds_itself_is_told_up_to_some_depth() -> None:
+    @task
+    async def reports() -> None:
+        report("thing", CIRCLE)
+
+    async def endpoint(request: StarletteRequest) -> EventStream:
+        return EventStream(under=here().start_soon(reports))
+
+    app = app_of(endpoint)
+    async with serving(app):
+        request = await Request().run(app)
+    assert events_of(request)[1]["data"]["circle"]["circle"]["a"] == 1
 
 
 async def test_a_client_that_is_too_slow_misses_the_oldest_and_is_told(virtual_clock: VirtualClock) -> None:

@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EventStream"]
 
-LAST = (
-    TaskSucceeded,
-    TaskFailed,
-    TaskCancelled,
-    CacheHit,
-)  # each call has one of these, after which there is nothing more of it
+# Each call has one of these, after which there is nothing more of it.
+LAST = (TaskSucceeded, TaskFailed, TaskCancelled, CacheHit)
+
+DEPTH = 20  # of dictionaries in each other, in which a browser gets more than text for what JSON has no word for
 
 
 class EventStream(StreamResponse):
@@ -189,19 +187,19 @@ def message(event: str, data: Mapping[str, Any]) -> bytes:
     return f"event: {event}\ndata: {text}\n\n".encode()
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = DEPTH) -> Any:
     """A value as a browser can read it: what JSON has no word for, as text."""
-    if isinstance(value, dict):
-        return {str(name): plain(each) for name, each in value.items()}
     try:
         json.dumps(value, allow_nan=False)
     except Exception:  # also of the user's own class
+        if isinstance(value, dict) and depth:
+            return {shown(name): plain(each, depth - 1) for name, each in value.items()}
         return shown(value)
     return value
 
 
 def shown(value: Any) -> str:
     try:
-        return str(value) if isinstance(value, UUID) else repr(value)
+        return str(value) if isinstance(value, (str, UUID)) else repr(value)
     except Exception:  # the user's own __repr__
         return f"<{type(value).__qualname__}>"

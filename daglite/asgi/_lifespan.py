@@ -60,12 +60,10 @@ class Lifespan:
                 tell(session)
                 await self._run_app()
         except Exception as exc:
-            failed = (
-                self._last if exc is self._error else None
-            )  # if what fails is the session, the app may have said that it is fine
-            await self._send(
-                failed or {"type": f"lifespan.{self._phase}.failed", "message": "".join(format_exception(exc))}
-            )
+            if exc is not self._error:
+                self._last = None  # the app may have said that all is well
+            failed = {"type": f"lifespan.{self._phase}.failed", "message": "".join(format_exception(exc))}
+            await self._send(self._last or failed)
             if exc is self._error:
                 raise
         else:

@@ -1,6 +1,9 @@
 """What type checkers refuse in the code of users. Each comment must suppress something: mypy and pyright fail otherwise."""
 
+from starlette.applications import Starlette
+
 from daglite import Backoff, gather_tasks, load_dataset, race_tasks, save_dataset, session, stream_tasks, task
+from daglite.asgi import DagliteMiddleware, EventStream, StreamResponse
 
 from .test_inference import fetch, fetch_again, lines, load, rows
 
@@ -50,6 +53,13 @@ def test_wrong_uses_are_errors() -> None:
         Backoff(jitter="x")  # type: ignore[arg-type]
         session(plugins=3)  # type: ignore[arg-type]
         session(grace="5")  # type: ignore[arg-type]
+        app = Starlette()
+        app.add_middleware(DagliteMiddleware, retries=3)  # type: ignore[call-arg]
+        app.add_middleware(DagliteMiddleware, grace="5")  # type: ignore[arg-type]
+        app.add_middleware(DagliteMiddleware, grace=5, shutdown_timeout=3)
+        StreamResponse(lines("x"))  # type: ignore[arg-type]
+        StreamResponse(rows)  # type: ignore[arg-type]
+        EventStream(under="x")  # type: ignore[arg-type]
         async with session() as s:
             s.start_soon(fetch_again, 3)  # type: ignore[call-overload]
             s.start_soon(fetch_again)  # type: ignore[call-overload]
