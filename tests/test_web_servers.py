@@ -213,15 +213,18 @@ def test_a_client_that_sends_garbage_harms_nobody(server: Server) -> None:
 
 
 def test_sigterm_closes_streams_and_joins_background_calls_for_as_long_as_there_is_time(tmp_path: Path) -> None:
-    with ExitStack() as stack:  # at once, for it takes its time
+    with ExitStack() as stack, ExitStack() as clients:  # at once, for it takes its time
         servers = [stack.enter_context(running(kind, tmp_path, WEB_APP_SHUTDOWN="8")) for kind in SERVERS]
         for server in servers:
-            stack.enter_context(server.request("/endless/open?waits=true"))
+            # From Python 3.12 on asyncio's servers wait for their clients, and so hypercorn does before it looks at its timeout.
+            waits = server.kind == "hypercorn-asyncio" and sys.version_info >= (3, 12)
+            (clients if waits else stack).enter_context(server.request("/endless/open?waits=true"))
             server.until_noted("open waits")
             server.post("/work/3")
             server.post("/work/100")
         for server in servers:
             server.process.send_signal(signal.SIGTERM)
+        clients.close()
         for server in servers:
             server.process.wait(50)
             ended = ["open cancelled", "work of 3 s done", "work of 100 s cancelled", "stopping", "stopped"]
