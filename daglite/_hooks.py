@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import pluggy
 
@@ -19,7 +19,7 @@ from ._log import logger
 if TYPE_CHECKING:
     from ._metadata import TaskMetadata
 
-__all__ = ["Activation", "Hooks", "Implementation", "call", "name_of"]
+__all__ = ["Activation", "Hooks", "Implementation", "call", "name_of", "surrounded"]
 
 
 class Implementation(NamedTuple):
@@ -86,8 +86,43 @@ class Hooks:
         return found
 
 
+def surrounded(
+    implementations: tuple[Implementation, ...], metadata: TaskMetadata, func: Callable[..., Any], *, is_async: bool
+) -> Callable[..., Any]:
+    """The function of an attempt inside the context managers of `activate`, which fail nobody and swallow nothing.
+
+    Args:
+        implementations: Those of `activate`.
+        metadata: The call.
+        func: The function.
+        is_async: Whether it is to be awaited.
+    """
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        entered = enter(implementations, metadata)
+        try:
+            value = func(*args, **kwargs)
+        except BaseException as exc:
+            leave(entered, exc)
+            raise
+        leave(entered, None)
+        return value
+
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        entered = enter(implementations, metadata)
+        try:
+            value = await func(*args, **kwargs)
+        except BaseException as exc:
+            leave(entered, exc)
+            raise
+        leave(entered, None)
+        return value
+
+    return awaited if is_async else called
+
+
 class Activation:
-    """The context managers of `activate`, as one that fails nobody and swallows nothing.
+    """The same around a stream: entered by its first step, and left by the last, or by one that raises.
 
     Args:
         implementations: Those of `activate`.
@@ -98,58 +133,42 @@ class Activation:
         self.begun: bool = False
         self._implementations = implementations
         self._metadata = metadata
-        self._entered: list[tuple[Implementation, Any]] = []
+        self._entered: Entered = []
 
-    def around(self, func: Callable[..., Any], *, is_async: bool, is_last: bool = True) -> Callable[..., Any]:
-        """A function inside the context managers: they are entered by the first, and left by one that raises.
+    def around(self, func: Callable[..., Any], *, is_async: bool, is_last: bool) -> Callable[..., Any]:
+        """A step inside the context managers.
 
         Args:
-            func: An attempt, or a step of a stream.
+            func: The step.
             is_async: Whether it is to be awaited.
             is_last: Whether they are left after it in any case, because no other follows.
         """
 
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def called() -> Any:
             with Inside(self, is_last):
-                return func(*args, **kwargs)
+                return func()
 
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
+        async def awaited() -> Any:
             with Inside(self, is_last):
-                return await func(*args, **kwargs)
+                return await func()
 
         return awaited if is_async else called
 
     def enter(self) -> None:
         """Enter them, if that was not done before."""
-        if self.begun:
-            return
-        self.begun = True
-        try:
-            for each in self._implementations:
-                try:
-                    manager = each.func(*[self._metadata] * len(each.arguments))
-                    manager.__enter__()
-                    self._entered.append((each, manager))
-                except Exception:
-                    log_failure(each)
-        except BaseException as exc:  # an interrupt
-            self.leave(exc)
-            raise
+        if not self.begun:
+            self.begun = True
+            self._entered = enter(self._implementations, self._metadata)
 
-    def leave(self, exc: BaseException | None, *, is_last: bool = True) -> None:
+    def leave(self, exc: BaseException | None, *, is_last: bool) -> None:
         """Leave them, with what was raised inside."""
         if not is_last and isinstance(exc, (StopIteration, StopAsyncIteration)):
             exc = None  # it is how a step says that the stream has ended
-        while self._entered:
-            each, manager = self._entered.pop()
-            try:
-                manager.__exit__(None if exc is None else type(exc), exc, exc and exc.__traceback__)
-            except Exception:
-                log_failure(each)
+        leave(self._entered, exc)
 
 
 class Inside:
-    """One attempt or step inside the context managers.
+    """One step inside the context managers.
 
     Args:
         activation: The context managers.
@@ -168,6 +187,39 @@ class Inside:
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         if exc is not None or self._is_last:
             self._activation.leave(exc, is_last=self._is_last)
+
+
+Entered: TypeAlias = "list[tuple[Implementation, Any]]"
+
+
+def enter(implementations: tuple[Implementation, ...], metadata: TaskMetadata) -> Entered:
+    """Enter the context managers of `activate`."""
+    entered: Entered = []
+    try:
+        for each in implementations:
+            try:
+                manager = each.func(metadata) if each.arguments else each.func()
+                manager.__enter__()
+                entered.append((each, manager))
+            except Exception:
+                log_failure(each)
+    except BaseException as exc:  # an interrupt
+        leave(entered, exc)
+        raise
+    return entered
+
+
+def leave(entered: Entered, exc: BaseException | None) -> None:
+    """Leave the context managers, with what was raised inside."""
+    while entered:
+        each, manager = entered.pop()
+        try:
+            if exc is None:
+                manager.__exit__(None, None, None)
+            else:
+                manager.__exit__(type(exc), exc, exc.__traceback__)
+        except Exception:
+            log_failure(each)
 
 
 def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) -> None:

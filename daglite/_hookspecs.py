@@ -178,6 +178,15 @@ class HookSpecs:
         """
 
     @_hook_spec
+    def on_cache_miss(self, metadata: TaskMetadata, key: str) -> None:
+        """The result of a call was not in its cache, and no other call computes it already: the call is about to begin.
+
+        Args:
+            metadata: The call.
+            key: What the result is to be kept under.
+        """
+
+    @_hook_spec
     def node_iteration(self, metadata: TaskMetadata, index: int, reporter: Reporter) -> None:
         """A stream has given an item.
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from ._log import logger
 
-__all__ = ["Draft", "Redact", "TaskMetadata", "drafted", "new_id", "new_number", "number_of"]
+__all__ = ["Draft", "Redact", "TaskMetadata", "drafted", "facts_of", "label_of", "new_id", "new_number", "number_of"]
 
 Redact = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -22,6 +22,11 @@ class Described(Protocol):
     is_async: bool
     is_generator: bool
     description: str | None
+
+    @property
+    def label(self) -> str:
+        """What the task is called, whatever its calls are called."""
+        ...
 
     def inputs_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by parameter name."""
@@ -151,6 +156,23 @@ def number_of(metadata: TaskMetadata) -> int:
         return metadata._draft.number
     except AttributeError:  # it was made whole
         return metadata.id.int
+
+
+def label_of(metadata: TaskMetadata) -> str:
+    """What the task is called, whatever the call is called: the same for all calls of it."""
+    try:
+        return metadata._draft.spec.label
+    except AttributeError:  # it was made whole
+        index = "" if metadata.map_index is None else f"[{metadata.map_index}]"
+        return metadata.name.removesuffix(index)
+
+
+def facts_of(metadata: TaskMetadata) -> Draft | TaskMetadata:
+    """What has its `backend`, `map_index` and `is_background`, without making them for that."""
+    try:
+        return metadata._draft
+    except AttributeError:  # it was made whole
+        return metadata
 
 
 class _Ids:

@@ -66,6 +66,7 @@ class Reports:
         self._before_retry = hooks.of("before_node_retry")
         self._after_retry = hooks.of("after_node_retry")
         self._cache_hit = hooks.of("on_cache_hit")
+        self._cache_miss = hooks.of("on_cache_miss")
         self._iteration = hooks.of("node_iteration")
         self._activate = hooks.of("activate")
         self._has_hooks: bool = any("session" not in each.hook for each in hooks.implementations)
@@ -124,6 +125,8 @@ class Reports:
 
     def cache_missed(self, call: Watched, key: str) -> None:
         """The result of a call is not in its cache."""
+        if self._cache_miss:
+            self._fire(self._cache_miss, call, {"key": key})
         if self.bus.listeners:
             self._publish(CacheMissed(self.bus.session_id, now(), call.metadata, key), call, call.slot)
 
@@ -170,21 +173,24 @@ class Reports:
         if self.bus.listeners:
             event = TaskRetrying(self.bus.session_id, now(), call.metadata, attempt, delay, described(error))
             self._publish(event, call, call.slot)
-        self._fire(self._before_retry, call, {"attempt": attempt, "error": error})
+        if self._before_retry:
+            self._fire(self._before_retry, call, {"attempt": attempt, "error": error})
 
     def _retried(self, call: Watched, *, succeeded: bool) -> None:
         """A retry has ended, if the last attempt was one and nobody was told."""
         retry = call.attempts - 1
         if retry > call.retries_told:
             call.retries_told = retry
-            self._fire(self._after_retry, call, {"attempt": retry, "succeeded": succeeded})
+            if self._after_retry:
+                self._fire(self._after_retry, call, {"attempt": retry, "succeeded": succeeded})
 
     def yielded(self, call: Watched, index: int) -> None:
         """A stream has given an item."""
         if self.bus.listeners:
             event = ItemYielded(self.bus.session_id, now(), call.metadata, index)
             self._publish(event, call, call.slot)
-        self._fire(self._iteration, call, {"index": index})
+        if self._iteration:
+            self._fire(self._iteration, call, {"index": index})
 
     def ended(self, call: Watched, error: BaseException | None, *, closed: bool) -> None:
         """A call has ended with what its function raised, if it did, or a stream was closed."""
@@ -209,10 +215,12 @@ class Reports:
 
     def _fire_end(self, call: Watched, error: BaseException | None, duration: float) -> None:
         if error is None:
-            self._fire(self._after, call, {"result": call.result, "duration": duration})
+            if self._after:
+                self._fire(self._after, call, {"result": call.result, "duration": duration})
         elif isinstance(error, Exception):
-            self._fire(self._error, call, {"error": error, "duration": duration})
-        else:
+            if self._error:
+                self._fire(self._error, call, {"error": error, "duration": duration})
+        elif self._cancelled:
             self._fire(self._cancelled, call, {"duration": duration})
 
     def _publish_end(self, call: Watched, error: BaseException | None, duration: float, closed: bool) -> None:
@@ -253,8 +261,9 @@ class Reports:
 
     def surrounded(self, call: Watched, func: Callable[..., Any], *, is_async: bool) -> Callable[..., Any]:
         """The function of an attempt, with what surrounds its code."""
-        activation = self.activation(call)
-        return func if activation is None else activation.around(func, is_async=is_async)
+        if not self._activate:
+            return func
+        return _hooks.surrounded(self._activate, call.metadata, func, is_async=is_async)
 
     def _publish(self, event: Event, call: Watched | None, slot: Thread | None) -> None:
         if slot is None:
@@ -264,8 +273,6 @@ class Reports:
 
     def _fire(self, implementations: tuple[Implementation, ...], call: Watched, facts: dict[str, Any]) -> None:
         """Call a hook for a call, from whose thread nobody has been released."""
-        if not implementations:
-            return
         facts["metadata"] = call.metadata
         self._call_aside(implementations, facts, self._aside, call, call.slot)
 

@@ -5,11 +5,31 @@ those in `HookSpecs`, with those of its arguments that it wants. With `async def
 subscription of its own, as `Session.watch` gives it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from daglite._hookspecs import HookSpecs, Reporter, hook_impl
 from daglite.plugins._logging import LoggingPlugin
 
-__all__ = ["HookSpecs", "LoggingPlugin", "Reporter", "hook_impl"]
+if TYPE_CHECKING:
+    from daglite.plugins._opentelemetry import OpenTelemetryPlugin
+
+__all__ = ["HookSpecs", "LoggingPlugin", "OpenTelemetryPlugin", "Reporter", "hook_impl"]
 
 for _public in (HookSpecs, LoggingPlugin, Reporter):
     _public.__module__ = __name__
 del _public
+
+
+def __getattr__(name: str) -> Any:
+    if name != "OpenTelemetryPlugin":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from daglite.plugins._opentelemetry import OpenTelemetryPlugin as plugin
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        raise ImportError(
+            f"daglite.plugins.{name} needs OpenTelemetry's API: pip install 'daglite[otel]'", name="opentelemetry"
+        ) from exc
+    plugin.__module__ = __name__
+    return plugin
