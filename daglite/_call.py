@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from . import _clock
 from ._context import OUTSIDE, Home, Position, Root, reset, reset_token, set_current, whereabouts
 from ._eventloop import cancellations, in_event_loop, is_being_cancelled
-from ._log import logger
+from ._log import described, logger
 from ._metadata import Draft, TaskMetadata, drafted, new_number, number_of
 from ._retry import RetryDelay, delay_before
 from ._slots import Slot, ThreadCancelled, check_cancelled
@@ -530,7 +530,7 @@ class Call:
             if not self._is_noted:
                 add_note(exc, f"Raised by task {self.metadata.name!r} after {self._counted()}.")
             return exc
-        text = self._failed_with(f"{type(exc).__name__}: {exc}")
+        text = self._failed_with(described(exc))
         error = TaskError(text, metadata=self.metadata, attempts=self.attempts)
         error.__cause__ = exc
         return error

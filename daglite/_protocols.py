@@ -97,12 +97,12 @@ class Watched(Protocol):
 
 
 class Surroundings(Protocol):
-    """What plugins put around the code of a function: context managers that are entered once, and left once."""
+    """What plugins put around the code of a stream: context managers that are entered once, and left once."""
 
     begun: bool
 
-    def around(self, func: Callable[..., Any], *, is_async: bool, is_last: bool = True) -> Callable[..., Any]:
-        """A function inside them: they are entered by the first, and left by one that raises, or that is the last."""
+    def around(self, func: Callable[..., Any], *, is_async: bool, is_last: bool) -> Callable[..., Any]:
+        """A step inside them: they are entered by the first, and left by one that raises, or that is the last."""
         ...
 
 

@@ -297,6 +297,24 @@ async def test_a_watcher_drains_though_the_session_is_cancelled() -> None:
     assert seen.told[-1] == "SessionEnded"
 
 
+async def test_an_error_without_a_text_ends_its_call_all_the_same() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("nothing to say")
+
+    @task(retries=1)
+    async def fail() -> None:
+        raise Mute
+
+    recorder = Recorder()
+    async with session() as s:
+        s.watch(recorder.watch)
+        with pytest.raises(TaskError, match="Task 'fail' failed after 2 attempts with error: Mute"):
+            await fail()
+        assert s.stats().failed == 1
+    assert recorder.told[:-1] == ["TaskStarted fail", "TaskRetrying fail", "TaskFailed fail"]
+
+
 async def test_a_watcher_that_never_ends_is_cancelled_after_grace(caplog: pytest.LogCaptureFixture) -> None:
     async def endless(events: Subscription) -> None:
         await anyio.sleep_forever()

@@ -32,6 +32,8 @@ class OpenTelemetryPlugin:
     """Makes a span of each call, which is current in the task's function, and counts and times calls.
 
     ```python
+    import os
+
     import anyio
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
@@ -40,7 +42,7 @@ class OpenTelemetryPlugin:
     from daglite.plugins import OpenTelemetryPlugin
 
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(formatter=lambda span: f"{span.name}\\n")))
+    provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(formatter=lambda span: span.name + os.linesep)))
 
 
     @task
@@ -140,7 +142,11 @@ class OpenTelemetryPlugin:
         current = self._open.get(number_of(metadata))
         if current is not None:
             current.retries = attempt
-            about = {"daglite.retry": attempt, "exception.type": type_of(error), "exception.message": message_of(error)}
+            about: dict[str, AttributeValue] = {
+                "daglite.retry": attempt,
+                "exception.type": type_of(error),
+                "exception.message": message_of(error),
+            }
             current.span.add_event("retry", about)
 
     @hook_impl
@@ -160,9 +166,10 @@ class OpenTelemetryPlugin:
             span.set_status(StatusCode.ERROR, described(error))
             span.set_attribute("error.type", kind)
             try:
-                span.record_exception(error)  # which asks the error for its text
-            finally:
-                span.end()
+                span.record_exception(error)
+            except Exception:  # the user's own __str__
+                span.add_event("exception", {"exception.type": kind})
+            span.end()
         self._measure(duration, {**ended(label_of(metadata), "failed"), "error.type": kind})
 
     @hook_impl
