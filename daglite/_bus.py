@@ -199,6 +199,11 @@ class Subscription:
                 if not self._waiting:
                     await self._wait()
 
+    def _taken(self, limit: int) -> list[Event]:
+        """Those that wait, at most so many: for who has just taken the next."""
+        waiting = self._waiting
+        return [waiting.popleft() for _ in range(min(len(waiting), limit))]
+
     async def _wait(self) -> None:
         try:
             self._waiting = await self._receive.receive()

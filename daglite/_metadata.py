@@ -11,7 +11,18 @@ from uuid import UUID
 
 from ._log import logger
 
-__all__ = ["Draft", "Redact", "TaskMetadata", "drafted", "facts_of", "label_of", "new_id", "new_number", "number_of"]
+__all__ = [
+    "Draft",
+    "Redact",
+    "TaskMetadata",
+    "drafted",
+    "facts_of",
+    "label_of",
+    "new_id",
+    "new_number",
+    "number_of",
+    "parent_number_of",
+]
 
 Redact = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -173,6 +184,14 @@ def facts_of(metadata: TaskMetadata) -> Draft | TaskMetadata:
         return metadata._draft
     except AttributeError:  # it was made whole
         return metadata
+
+
+def parent_number_of(metadata: TaskMetadata) -> int | None:
+    """The id of the call that made it as a number, without making it for that."""
+    try:
+        return metadata._draft.parent
+    except AttributeError:  # it was made whole
+        return None if metadata.parent_id is None else metadata.parent_id.int
 
 
 class _Ids:

@@ -6,7 +6,7 @@
     python examples/stdlib_census.py --cache some/other/folder --save a/third
 
 The files are found and parsed in worker threads, a few at once, and added up as they come in; the event loop stays free
-to tell how far it is. What is counted on the way comes from the events of the session. Files that do not parse are
+to tell how far it is, by a `ProgressPlugin`. What is counted on the way comes from the events of the session. Files that do not parse are
 there to be broken, as the test data of Python's own tests: they are counted, and are no failures. With `--sync` the
 program itself is a plain script, which finds all files first and then waits; the tasks are the same. With `--cache` the results are kept in
 a folder, under keys of what is in the files, wherever they lie: a second run parses what has changed, and says how little that was. With `--save` the
@@ -33,8 +33,9 @@ from typing import Literal
 import anyio
 
 from daglite import Outcome, map_tasks, save_dataset, session, stream_tasks, task
-from daglite.events import CacheHit, Event, ItemYielded, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
+from daglite.events import CacheHit, Event, SessionEnded, TaskFailed, TaskRetrying, TaskSucceeded
 from daglite.exceptions import TaskError
+from daglite.plugins import ProgressPlugin
 from daglite.sessions import Subscription
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -91,10 +92,9 @@ class Totals:
 
 
 @dataclass
-class Progress:
-    """How far the work is, by the events of its session."""
+class Counts:
+    """What there was to do, by the events of the session."""
 
-    found: int = 0
     done: int = 0
     parsed: int = 0
     cached: int = 0
@@ -103,19 +103,12 @@ class Progress:
     seconds: float = 0.0
 
     async def follow(self, events: Subscription) -> None:
-        """Count the events until the session has ended, and show the counts in a terminal."""
-        visible = sys.stderr.isatty()
+        """Count the events until the session has ended."""
         async for event in events:
             self.count(event)
-            if visible:
-                print(f"\r{self.done:,} of {self.found:,} files examined", end="", file=sys.stderr, flush=True)
-        if visible:
-            print(file=sys.stderr)
 
     def count(self, event: Event) -> None:
         match event:
-            case ItemYielded():
-                self.found += 1
             case TaskSucceeded(items=None, metadata=call):  # at its end a stream says how many items it gave
                 self.done += call.map_index is not None  # one of the fan-out
                 self.parsed += call.map_index is None
@@ -160,32 +153,32 @@ def parse(source: bytes) -> Facts:
     return Facts(lines, kinds[ast.FunctionDef], kinds[ast.AsyncFunctionDef], thread_time() - began)
 
 
-async def take_census(root: Path, limit: int, cache: Path | None = None) -> tuple[Totals, Progress]:
+async def take_census(root: Path, limit: int, cache: Path | None = None) -> tuple[Totals, Counts]:
     """Examine every file under a folder, so many at once."""
-    totals, progress = Totals(), Progress()
-    async with session(name="census", cache_store=cache) as s:
-        s.watch(progress.follow)
+    totals, counts = Totals(), Counts()
+    async with session(name="census", cache_store=cache, plugins=[ProgressPlugin()]) as s:
+        s.watch(counts.follow)
         files = source_files.to_thread(root)
         async with stream_tasks(examine, files, limit=limit, errors="collect") as outcomes:
             async for outcome in outcomes:
                 totals.count(outcome)
-    return totals, progress
+    return totals, counts
 
 
 def take_census_here(
     root: Path, limit: int, event_loop: Literal["asyncio", "trio"], cache: Path | None = None
-) -> tuple[Totals, Progress]:
+) -> tuple[Totals, Counts]:
     """The same from a plain script: an event loop is in the background for as long as the session is open."""
-    totals, progress = Totals(), Progress()
-    with session(name="census", event_loop=event_loop, cache_store=cache) as s:
-        s.watch(progress.follow)
+    totals, counts = Totals(), Counts()
+    with session(name="census", event_loop=event_loop, cache_store=cache, plugins=[ProgressPlugin()]) as s:
+        s.watch(counts.follow)
         files = list(source_files(root))
         for outcome in map_tasks(examine, files, limit=limit, errors="collect"):
             totals.count(outcome)
-    return totals, progress
+    return totals, counts
 
 
-def tabulate(totals: Totals, progress: Progress, *, with_cache: bool) -> dict[str, float]:
+def tabulate(totals: Totals, counts: Counts, *, with_cache: bool) -> dict[str, float]:
     """The numbers, by name; the time is in seconds."""
     rows = {
         "files": totals.files,
@@ -194,12 +187,12 @@ def tabulate(totals: Totals, progress: Progress, *, with_cache: bool) -> dict[st
         "coroutines": totals.coroutines,
         "broken on purpose": totals.broken,
         "failures": len(totals.failures),
-        "retries": progress.retries,
-        "wall time": progress.seconds,
-        "calls/s": (progress.done + progress.failed) / progress.seconds,
+        "retries": counts.retries,
+        "wall time": counts.seconds,
+        "calls/s": (counts.done + counts.failed) / counts.seconds,
     }
     if with_cache:
-        rows |= {"parsed": progress.parsed, "in the cache": progress.cached}
+        rows |= {"parsed": counts.parsed, "in the cache": counts.cached}
     return rows
 
 
@@ -253,10 +246,10 @@ def main() -> None:
     )
     root, limit, cache, event_loop = arguments.root, arguments.limit, arguments.cache, arguments.event_loop
     if arguments.sync:
-        totals, progress = take_census_here(root, limit, event_loop, cache)
+        totals, counts = take_census_here(root, limit, event_loop, cache)
     else:
-        totals, progress = anyio.run(take_census, root, limit, cache, backend=event_loop)
-    table = tabulate(totals, progress, with_cache=cache is not None)
+        totals, counts = anyio.run(take_census, root, limit, cache, backend=event_loop)
+    table = tabulate(totals, counts, with_cache=cache is not None)
     print_report(root, totals, table)
     if arguments.save is not None:
         save_dataset(TABLE, table, store=arguments.save)

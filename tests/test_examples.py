@@ -1,6 +1,7 @@
 """The examples, run as people run them."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -76,7 +77,9 @@ def test_the_census_prints_its_table(library: Path, event_loop: str, how: list[s
         check=False,
         timeout=50,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    progress = [re.sub(r"^census, [\d.]+ s: |, [\d,.]+/s$", "", line) for line in done.stderr.splitlines()]
+    assert progress == ["source_files: 1 done, 3 items", "examine: 3 done", "examine > parse: 3 done"]
     assert f"{event_loop}, 8 files at once in threads" in done.stdout
     rows = dict(re.findall(r"^  (\S.*?)  +([\d.,]+)", done.stdout, re.MULTILINE))
     assert {name: rows[name] for name in ("files", "functions", "broken on purpose", "failures")} == {
@@ -123,7 +126,29 @@ def test_the_census_says_that_nothing_was_parsed(library: Path, tmp_path_factory
     said = "Nothing was parsed: what is in these files was in the cache."
     assert (said in first.stdout, said in second.stdout) == (False, True)
     assert re.search(r"parsed +0\n +in the cache +3\n", second.stdout)
-    assert second.stderr == ""
+    assert "examine > parse: 3 done, 3 cached" in second.stderr
+
+
+def test_in_a_terminal_the_census_draws_its_progress(library: Path) -> None:
+    screen, terminal = os.openpty()
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "stdlib_census.py"), "--root", str(library)]
+    with os.fdopen(screen, "rb", buffering=0) as reader:
+        try:
+            env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+            done = subprocess.run(
+                script, stderr=terminal, stdout=subprocess.PIPE, text=True, env=env, check=True, timeout=50
+            )
+        finally:
+            os.close(terminal)
+        shown = b""
+        try:
+            while part := reader.read(1 << 16):
+                shown += part
+        except OSError:  # how Linux says that nobody has the terminal any more
+            pass
+    assert "Slowest files" in done.stdout
+    assert re.search(rb"source_files .*\n.*examine .*\n.*  parse .*", shown)
+    assert shown.endswith(b"\x1b[?25h")  # the cursor is there again
 
 
 def test_the_census_saves_its_table(library: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

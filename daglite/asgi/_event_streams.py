@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from .. import _checks
 from .._bindings import binding_around, is_begun_under
 from .._bus import is_under
 from .._context import whereabouts
-from .._metadata import TaskMetadata
+from .._json import as_json, fields_of
 from ..events import CacheHit, Event, TaskCancelled, TaskFailed, TaskSucceeded
 from ..exceptions import SessionError
 from ._requests import Receive, Scope, Send
@@ -28,8 +26,6 @@ __all__ = ["EventStream"]
 
 # Each call has one of these, after which there is nothing more of it.
 LAST = (TaskSucceeded, TaskFailed, TaskCancelled, CacheHit)
-
-DEPTH = 20  # of dictionaries in each other, in which a browser gets more than text for what JSON has no word for
 
 
 class EventStream(StreamResponse):
@@ -138,9 +134,12 @@ class EventStream(StreamResponse):
             if events.dropped > dropped:
                 dropped = events.dropped
                 yield message("dropped", {"count": dropped})
-            yield b": nothing new\n\n" if event is None else message(type(event).__name__, self._told(event))
+            yield b": nothing new\n\n" if event is None else self._message(event)
             if self._is_last(event):
                 return
+
+    def _message(self, event: Event) -> bytes:
+        return message(type(event).__name__, fields_of(event, inputs=self._inputs))
 
     def _is_last(self, event: Event | None) -> bool:
         """Whether an event is the last; or a silence, of what has ended without anybody being told: cancelled before it began, say."""
@@ -149,21 +148,6 @@ class EventStream(StreamResponse):
         if event is None or (isinstance(event, LAST) and self._under is None):
             return not self._events._waiting and not self._session._runs(self._belongs)
         return False
-
-    def _told(self, event: Event) -> dict[str, Any]:
-        """An event as JSON has it."""
-        told: dict[str, Any] = {"event": type(event).__name__}
-        for field in dataclasses.fields(event):
-            value = getattr(event, field.name)
-            told[field.name] = self._call_told(value) if isinstance(value, TaskMetadata) else value
-        return told
-
-    def _call_told(self, metadata: TaskMetadata) -> dict[str, Any]:
-        names = ["id", "name", "parent_id", "map_index", "backend", "is_async", "is_generator", "is_background"]
-        told = {name: getattr(metadata, name) for name in names}
-        if self._inputs:
-            told["inputs"] = dict(metadata.inputs)
-        return told
 
 
 EventStream.__module__ = "daglite.asgi"  # where people find it
@@ -183,23 +167,4 @@ def checked_id(under: object) -> UUID:
 
 def message(event: str, data: Mapping[str, Any]) -> bytes:
     """A server-sent event."""
-    text = json.dumps({name: plain(value) for name, value in data.items()})
-    return f"event: {event}\ndata: {text}\n\n".encode()
-
-
-def plain(value: Any, depth: int = DEPTH) -> Any:
-    """A value as a browser can read it: what JSON has no word for, as text."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except Exception:  # also of the user's own class
-        if isinstance(value, dict) and depth:
-            return {shown(name): plain(each, depth - 1) for name, each in value.items()}
-        return shown(value)
-    return value
-
-
-def shown(value: Any) -> str:
-    try:
-        return str(value) if isinstance(value, (str, UUID)) else repr(value)
-    except Exception:  # the user's own __repr__
-        return f"<{type(value).__qualname__}>"
+    return f"event: {event}\ndata: {as_json(data)}\n\n".encode()
