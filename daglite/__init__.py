@@ -10,10 +10,12 @@ from .composers import Outcome, gather_tasks, map_tasks, partition, race_tasks, 
 from .limits import Limit, Rate
 from .sessions import current_session, session
 from .tasks import AsyncTask, AsyncTaskStream, SyncTask, SyncTaskStream, task
+from .workflows import workflow
 
 __all__ = [
     "task",
     "session",
+    "workflow",
     "gather_tasks",
     "stream_tasks",
     "map_tasks",

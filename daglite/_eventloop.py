@@ -18,6 +18,7 @@ __all__ = [
     "Loop",
     "LoopEnded",
     "cancellations",
+    "check_installed",
     "comes_from_scope",
     "check_waiting_task",
     "context_for_thread",
@@ -209,6 +210,22 @@ def running_task() -> Any:
     asyncio: Any = sys.modules.get("asyncio")
     running = getattr(asyncio, "_get_running_loop", None)
     return None if running is None or running() is None else asyncio.current_task()
+
+
+def check_installed(where: str, event_loop: str) -> None:
+    """Raise if an event loop is not installed.
+
+    Args:
+        where: Who needs it, for the message.
+        event_loop: Its name.
+
+    Raises:
+        ImportError: It is not.
+    """
+    from importlib.util import find_spec  # a millisecond, for those who ask for one by name
+
+    if event_loop == "trio" and find_spec("trio") is None:
+        raise ImportError(f"{where}: event_loop='trio' needs Trio, which is not installed: pip install 'daglite[trio]'")
 
 
 def in_event_loop() -> bool:

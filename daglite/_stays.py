@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +11,7 @@ from anyio import get_cancelled_exc_class
 
 from ._bindings import Binding
 from ._context import here
-from ._eventloop import in_event_loop
+from ._eventloop import check_installed, in_event_loop
 from ._failures import is_cancellation
 from ._log import logger
 from ._slots import Slot, ThreadCancelled
@@ -62,10 +61,8 @@ class Stay(Trip):
     """
 
     def __init__(self, name: str, session: Stays, event_loop: str | None) -> None:
-        if event_loop == "trio" and importlib.util.find_spec("trio") is None:
-            raise ImportError(
-                f"session {name!r}: event_loop='trio' needs Trio, which is not installed: pip install 'daglite[trio]'"
-            )
+        if event_loop is not None:
+            check_installed(f"session {name!r}", event_loop)
         position = here()
         home = position.home
         is_inner = home.books is not None and not home.closed and event_loop in (None, home.books.loop.name)

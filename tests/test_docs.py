@@ -35,6 +35,7 @@ MODULES = [
     "daglite.settings",
     "daglite.tasks",
     "daglite.testing",
+    "daglite.workflows",
 ]
 
 

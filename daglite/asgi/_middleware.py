@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from .. import _checks
 from .._log import logger
+from .._session_options import CommonOptions
 from ..exceptions import SessionError
 from ..sessions import Session, session
 from ._lifespan import Lifespan
 from ._requests import KEY, ASGIApp, Body, Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from .._opening import DatasetStoreLike
-    from .._stores import StoreLike
-    from ..settings import Settings
-
 __all__ = ["DagliteMiddleware", "SessionOptions"]
 
 
-class SessionOptions(TypedDict, total=False):
+class SessionOptions(CommonOptions, total=False):
     """The options of `session()` that a middleware takes; what is not given is as it is there."""
-
-    name: str
-    grace: float
-    max_threads: int
-    backend: str
-    cache_store: StoreLike | None
-    dataset_store: DatasetStoreLike | None
-    plugins: Iterable[Any]
-    settings: Settings
 
 
 REFUSED = {

@@ -32,6 +32,7 @@ from daglite import (
     session,
     stream_tasks,
     task,
+    workflow,
 )
 from daglite.cache import CACHE_MISS, CacheStore, FileCacheStore, MemoryCacheStore, default_cache_hash
 from daglite.datasets import DatasetFormat, DatasetStore, register_format
@@ -40,6 +41,7 @@ from daglite.plugins import LoggingPlugin, hook_impl
 from daglite.sessions import CallFuture, CallHandle, Session, Subscription, SyncSession
 from daglite.settings import Settings
 from daglite.tasks import AsyncStream, SyncStream, TaskCall
+from daglite.workflows import AsyncWorkflow, SyncWorkflow
 
 
 @task
@@ -54,6 +56,16 @@ async def fetch_again(url: str) -> bytes:
 
 @task
 def load(path: str) -> int:
+    return len(path)
+
+
+@workflow
+async def publish(path: str, times: int = 1) -> bytes:
+    return path.encode() * times
+
+
+@workflow(grace=3, cache_store=None, event_loop="trio", plugins=[], description="x")
+def count(path: str) -> int:
     return len(path)
 
 
@@ -453,3 +465,27 @@ async def test_plugins() -> None:
     session(plugins=[Plugin(), LoggingPlugin(), "by-name"], settings=Settings(redact=lambda inputs: inputs))
     metadata = current_task()
     assert metadata is None
+
+
+async def test_workflows() -> None:
+    class Desk:
+        @workflow
+        async def sort(self, letters: int) -> list[int]:
+            return list(range(letters))
+
+        @workflow(name="clean")
+        def clean(self, how: str) -> bool:
+            return bool(how)
+
+    assert_type(await publish("x", times=2), bytes)
+    assert_type(await Desk().sort(2), list[int])
+
+
+def test_workflows_from_sync_code() -> None:
+    assert_type(publish.run("x"), bytes)
+    assert_type(publish.run("x", event_loop="trio"), bytes)
+    assert_type(count("x"), int)
+    assert_type(count.run("x", event_loop="asyncio"), int)
+    assert isinstance(publish, AsyncWorkflow)
+    assert isinstance(count, SyncWorkflow)
+    assert_type(count.name, str)

@@ -2,10 +2,10 @@
 
 from starlette.applications import Starlette
 
-from daglite import Backoff, gather_tasks, load_dataset, race_tasks, save_dataset, session, stream_tasks, task
+from daglite import Backoff, gather_tasks, load_dataset, race_tasks, save_dataset, session, stream_tasks, task, workflow
 from daglite.asgi import DagliteMiddleware, EventStream, StreamResponse
 
-from .test_inference import fetch, fetch_again, lines, load, rows
+from .test_inference import count, fetch, fetch_again, lines, load, publish, rows
 
 
 def test_wrong_uses_are_errors() -> None:
@@ -53,6 +53,14 @@ def test_wrong_uses_are_errors() -> None:
         Backoff(jitter="x")  # type: ignore[arg-type]
         session(plugins=3)  # type: ignore[arg-type]
         session(grace="5")  # type: ignore[arg-type]
+        workflow(grace="5")  # type: ignore[call-overload]
+        workflow(retries=3)  # type: ignore[call-overload]
+        publish.run(3)  # type: ignore[call-overload]
+        publish.run("x", event_loop="curio")  # type: ignore[call-overload]
+        await publish(3)  # type: ignore[arg-type]
+        count(path=3)  # type: ignore[arg-type]
+        await count("x")  # type: ignore[misc]
+        count.name = "x"
         app = Starlette()
         app.add_middleware(DagliteMiddleware, retries=3)  # type: ignore[call-arg]
         app.add_middleware(DagliteMiddleware, grace="5")  # type: ignore[arg-type]
