@@ -28,15 +28,13 @@ class Implementation(NamedTuple):
     Args:
         hook: The hook.
         plugin: What messages call the plugin.
-        func: What is called.
-        arguments: The names of what it is called with, by position.
+        run: Calls it with those of some facts, by name, that it wants.
         priority: -1 if it is called before others, 1 if after them.
     """
 
     hook: str
     plugin: str
-    func: Callable[..., Any]
-    arguments: tuple[str, ...]
+    run: Callable[[Mapping[str, Any]], Any]
     priority: int
 
 
@@ -98,15 +96,19 @@ def surrounded(
         is_async: Whether it is to be awaited.
     """
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        entered = enter(implementations, metadata)
-        try:
-            value = func(*args, **kwargs)
-        except BaseException as exc:
-            leave(entered, exc)
-            raise
-        leave(entered, None)
-        return value
+    if not is_async:
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            entered = enter(implementations, metadata)
+            try:
+                value = func(*args, **kwargs)
+            except BaseException as exc:
+                leave(entered, exc)
+                raise
+            leave(entered, None)
+            return value
+
+        return called
 
     async def awaited(*args: Any, **kwargs: Any) -> Any:
         entered = enter(implementations, metadata)
@@ -118,7 +120,7 @@ def surrounded(
         leave(entered, None)
         return value
 
-    return awaited if is_async else called
+    return awaited
 
 
 class Activation:
@@ -198,7 +200,7 @@ def enter(implementations: tuple[Implementation, ...], metadata: TaskMetadata) -
     try:
         for each in implementations:
             try:
-                manager = each.func(metadata) if each.arguments else each.func()
+                manager = each.run({"metadata": metadata})
                 manager.__enter__()
                 entered.append((each, manager))
             except Exception:
@@ -229,12 +231,25 @@ def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) 
         implementations: Those who do.
         facts: The arguments that there are, by name.
     """
-    fact = facts.__getitem__
     for each in implementations:
         try:
-            each.func(*map(fact, each.arguments))
+            each.run(facts)
         except Exception:
             log_failure(each)
+
+
+def caller(func: Callable[..., Any], arguments: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Any]:
+    """What calls a function with those of the facts that it wants. Unpacking a sequence would cost twice as much."""
+    match arguments:
+        case ():
+            return lambda facts: func()
+        case (first,):
+            return lambda facts: func(facts[first])
+        case (first, second):
+            return lambda facts: func(facts[first], facts[second])
+        case (first, second, third):
+            return lambda facts: func(facts[first], facts[second], facts[third])
+    return lambda facts: func(*[facts[name] for name in arguments])
 
 
 def log_failure(implementation: Implementation) -> None:
@@ -287,17 +302,19 @@ def checked(plugin: Any) -> list[Implementation]:
             f"plugin {name} has neither a hook nor `async def consume(self, events)`: mark its hooks with @hook_impl"
         )
     implementations = []
-    for caller in callers:
-        for found in caller.get_hookimpls():
-            where = f"plugin {name}: hook {caller.name!r}"
-            if caller.has_spec():
+    for hook in callers:
+        for found in hook.get_hookimpls():
+            where = f"plugin {name}: hook {hook.name!r}"
+            if hook.has_spec():
                 refuse_what_is_not_called(where, found)
                 priority = found.trylast - found.tryfirst
                 implementations.append(
-                    Implementation(caller.name, name, found.function, tuple(found.argnames), priority)
+                    Implementation(
+                        hook.name, name, caller(found.function, tuple(found.argnames)), priority
+                    )
                 )
             elif not found.optionalhook:
-                raise ValueError(f"{where} does not exist{suggestion(caller.name)}")
+                raise ValueError(f"{where} does not exist{suggestion(hook.name)}")
     return implementations
 
 

@@ -181,3 +181,29 @@ def test_the_census_refuses_what_makes_no_sense(arguments: list[str], message: s
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_the_crawler_finds_all_pages_that_answer() -> None:
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "trio_crawler.py"), "--pages", "40"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=50)
+    assert done.stderr == ""
+    first, *failures = done.stdout.splitlines()
+    assert first == "33 pages, 5 retries, 2 failures"  # the six below the one that hangs are not found
+    gone, hangs = (re.sub(r"127.0.0.1:\d+|\[\d+\]", "", line) for line in failures)
+    assert gone.startswith(
+        "  Task 'fetch http:///40' failed after 1 attempt with error: HTTPStatusError: Client error '404"
+    )
+    assert hangs == "  Task 'fetch http:///5' failed after 1 attempt with error: no result within its timeout of 2 s"
+
+
+def test_the_crawler_stops_when_its_time_is_over() -> None:
+    script = [sys.executable, "-W", "error", str(EXAMPLES / "trio_crawler.py"), "--seconds", "0.000001"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=50)
+    assert (done.stderr, done.stdout) == ("", "0 pages, 0 retries, 0 failures\nNot all of them: 1e-06 s were over.\n")
+
+
+def test_the_crawler_refuses_what_makes_no_sense() -> None:
+    script = [sys.executable, str(EXAMPLES / "trio_crawler.py"), "--limit", "0"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 2
+    assert "at least one page, one at once, and some time" in done.stderr

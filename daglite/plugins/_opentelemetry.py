@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import Link, Span, StatusCode
@@ -119,6 +120,7 @@ class OpenTelemetryPlugin:
             "daglite.cache.lookups", "{lookup}", "Calls whose result was looked for in a cache."
         )
         self._open: dict[int, Current] = {}  # of the calls that run, by number
+        self._ids = Ids()
         self._succeeded = Succeeded()
 
     @hook_impl
@@ -197,7 +199,10 @@ class OpenTelemetryPlugin:
     def _begun(self, metadata: TaskMetadata) -> Span:
         facts = facts_of(metadata)
         label = label_of(metadata)
-        attributes: dict[str, AttributeValue] = {"daglite.call.id": id_of(metadata), "daglite.backend": facts.backend}
+        attributes: dict[str, AttributeValue] = {
+            "daglite.call.id": self._ids.text_of(number_of(metadata)),
+            "daglite.backend": facts.backend,
+        }
         if facts.map_index is not None:
             attributes["daglite.map_index"] = facts.map_index
         if "{" in label:
@@ -282,10 +287,20 @@ def checked(option: str, provider: object, kind: type, name: str) -> None:
         raise TypeError(f"OpenTelemetryPlugin: {option} must be an {name}, not {provider!r:.80}")
 
 
-def id_of(metadata: TaskMetadata) -> str:
-    """The id of a call as text. To make a `UUID` for that costs twice as much."""
-    digits = f"{number_of(metadata):032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+class Ids:
+    """The ids of calls as text, for a fifth of what it costs to make a `UUID`: they begin alike, and end in a count."""
+
+    def __init__(self) -> None:
+        self._high = -1
+        self._begin = ""
+
+    def text_of(self, number: int) -> str:
+        """The text of the id with that number."""
+        high = number >> 48
+        if high != self._high:
+            self._begin = str(UUID(int=number))[:-12]
+            self._high = high
+        return f"{self._begin}{number & 0xFFFFFFFFFFFF:012x}"
 
 
 def type_of(error: BaseException) -> str:
