@@ -126,7 +126,7 @@ class Call:
                 self.map_index,
                 "inline" if self.backend is None else self.backend.name,
                 None if parent is None else number_of(parent.metadata),
-                self.is_background(),
+                self.parent.starts_background,
                 self.home.settings.redact,
             ),
         )

@@ -95,7 +95,6 @@ def surrounded(
         func: The function.
         is_async: Whether it is to be awaited.
     """
-
     if not is_async:
 
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -309,9 +308,7 @@ def checked(plugin: Any) -> list[Implementation]:
                 refuse_what_is_not_called(where, found)
                 priority = found.trylast - found.tryfirst
                 implementations.append(
-                    Implementation(
-                        hook.name, name, caller(found.function, tuple(found.argnames)), priority
-                    )
+                    Implementation(hook.name, name, caller(found.function, tuple(found.argnames)), priority)
                 )
             elif not found.optionalhook:
                 raise ValueError(f"{where} does not exist{suggestion(hook.name)}")
