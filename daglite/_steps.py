@@ -309,8 +309,8 @@ class SyncSteps(Steps):
 
     def run(self, what: str, make: Callable[[], Any], thrown: BaseException | None = None) -> Any:
         """Take a step; the arguments are those of `AsyncSteps.run`."""
-        if self.ended:
-            raise self.over(StopIteration)
+        if self.ended or self.cut:
+            raise self.too_late()
         context = self.enter(what)
         try:
             if not self.admitted:
@@ -324,9 +324,15 @@ class SyncSteps(Steps):
         self.yielded()
         return item
 
+    def too_late(self) -> Exception:
+        """What is raised by a step after the end."""
+        if not self.busy:  # as in `AwaitedSteps.too_late`
+            self.close_now()
+        return self.over(StopIteration)
+
     def close_now(self) -> None:
         """Close the generator."""
-        if self.ended:
+        if self.ended or (self.cut and self.busy):  # in which case the next step closes it, and is told
             return
         if self.context is None:
             self.generator.close()  # it was never begun: nothing of it runs

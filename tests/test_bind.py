@@ -167,6 +167,42 @@ async def test_streams_of_a_thread_are_closed_in_it() -> None:
         assert where != [threading.get_ident()]
 
 
+async def test_a_stream_that_a_thread_steps_at_its_end_is_closed_by_the_next_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    closed: list[int] = []
+
+    @task
+    def rows() -> Iterator[int]:
+        try:
+            yield 1
+            reached.set()
+            go_on.wait(30)
+            yield 2
+            yield 3
+        finally:
+            closed.append(threading.get_ident())
+
+    def read(items: Iterator[int]) -> list[int]:
+        found = [next(items)]
+        with pytest.raises(SessionError, match="stream 'rows' was opened in a request, or under another bind"):
+            next(items)
+        return [*found, threading.get_ident()]
+
+    async with session() as s:
+        async with s.bind():
+            items = rows()
+            assert next(items) == 1
+            call = s.start_soon(read, items)  # in a worker thread
+            await anyio.to_thread.run_sync(reached.wait)
+        assert not closed
+        go_on.set()
+        assert await call == [2, *closed]
+    assert s.stats().failed == 0
+    assert not caplog.records
+
+
 async def test_a_background_call_and_what_it_opens_is_the_sessions(aside: Aside) -> None:
     closed = anyio.Event()
     opened = anyio.Event()

@@ -367,9 +367,13 @@ def test_a_cached_task_is_pickled_by_reference() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_hit_is_told_and_nothing_else_of_it(kind: str, store: Any, recorded_events: EventRecorder) -> None:
-    hits = []
+    hits, misses = [], []
 
     class Plugin:
+        @hook_impl
+        def on_cache_miss(self, metadata: Any, key: str) -> None:
+            misses.append((metadata.name, key))
+
         @hook_impl
         def on_cache_hit(self, metadata: Any, key: str, value: Any, reporter: Any) -> None:
             hits.append((metadata.name, key, value))
@@ -388,6 +392,7 @@ async def test_a_hit_is_told_and_nothing_else_of_it(kind: str, store: Any, recor
     name = "_square" if kind == "async" else "_square_here"
     key = (square.task if kind == "async" else square.sync).cache_key(2)
     assert hits == [(name, key, [4])]
+    assert misses == [(name, key)]
     told = [event for event in recorded_events.of(TaskEvent) if event.metadata.name == name]
     assert [type(event).__name__ for event in told] == [
         "CacheMissed", "TaskStarted", "TaskSucceeded", "TaskReported", "CacheHit",

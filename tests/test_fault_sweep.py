@@ -148,7 +148,7 @@ def _hook(name: str) -> Any:
 
 for _name in (
     *("before_session_start", "after_session_end", "before_node_execute", "after_node_execute", "on_node_error"),
-    *("on_node_cancelled", "before_node_retry", "after_node_retry", "node_iteration", "on_cache_hit"),
+    *("on_node_cancelled", "before_node_retry", "after_node_retry", "node_iteration", "on_cache_hit", "on_cache_miss"),
     *("before_dataset_save", "after_dataset_save", "before_dataset_load", "after_dataset_load"),
 ):
     setattr(Unruly, _name, _hook(_name))

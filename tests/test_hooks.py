@@ -95,6 +95,10 @@ class Recorder:
         self.note("on_cache_hit", metadata=metadata, key=key, value=value, reporter=reporter)
 
     @hook_impl
+    def on_cache_miss(self, metadata: Any, key: str) -> None:
+        self.note("on_cache_miss", metadata=metadata, key=key)
+
+    @hook_impl
     def before_node_execute(self, metadata: Any, reporter: Any) -> None:
         self.note("before_node_execute", metadata=metadata, reporter=reporter)
 
