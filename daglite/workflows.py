@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Concatenate, Generic, Literal, NoReturn, Protocol, TypeVar, overload
@@ -215,6 +216,54 @@ class Workflow(Generic[P, R]):
         except TypeError as exc:
             raise TypeError(f"workflow {self.name!r}: {exc}") from None
 
+    @overload
+    def run(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def run(self, *args: Any, event_loop: Literal["asyncio", "trio"], **kwargs: Any) -> R: ...
+    def run(  # type: ignore[misc]  # a function with a parameter `event_loop` is refused
+        self, *args: Any, event_loop: Literal["asyncio", "trio"] | NotGiven = NOT_GIVEN, **kwargs: Any
+    ) -> R:
+        """Run it from sync code.
+
+        ```python
+        from daglite import workflow
+
+
+        @workflow
+        async def greet(name: str) -> str:
+            return f"hello {name}"
+
+
+        assert greet.run("ada", event_loop="asyncio") == "hello ada"
+        ```
+
+        A coroutine function runs in an event loop in this thread, for as long as it takes; a plain function runs in this thread, and has its
+        event loop in the background. In a session, such as in a worker thread of it, or in `with session()`, the event loop is that
+        of the session, unless another is asked for. Ctrl-C cancels what runs, and comes out as a `KeyboardInterrupt`.
+
+        Args:
+            args: The positional arguments.
+            event_loop: `"asyncio"` or `"trio"`; by default what the decorator says, or that of the session, or asyncio. With it type
+                checkers do not look at the other arguments.
+            kwargs: The keyword arguments.
+
+        Returns:
+            What the function returns, after what it has started in the background has ended.
+
+        Raises:
+            TypeError: The function does not take these arguments.
+            ValueError: There is no such event loop.
+            ImportError: The event loop is not installed.
+            RuntimeError: An event loop runs in this thread: `await wf(...)`; a `SessionError` of a plain function.
+            BaseException: What the function raises, and what leaving its session may raise.
+        """
+        self._check_arguments(args, kwargs)
+        return self._run(args, kwargs, self._chosen(event_loop))
+
+    @abstractmethod
+    def _run(self, args: Any, kwargs: Any, chosen: str | None) -> R:
+        """Run it in this thread, with an event loop of that name, or the one that is there."""
+
     def _chosen(self, event_loop: str | NotGiven) -> str | None:
         """The event loop that is asked for, here or by the decorator; `None` if none is.
 
@@ -249,47 +298,7 @@ class AsyncWorkflow(Workflow[P, R]):
         async with session(**{**self._options, "event_loop": NOT_GIVEN}):
             return await self.func(*args, **kwargs)  # type: ignore[no-any-return]
 
-    @overload
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    def run(self, *args: Any, event_loop: Literal["asyncio", "trio"], **kwargs: Any) -> R: ...
-    def run(  # type: ignore[misc]  # a function with a parameter `event_loop` is refused
-        self, *args: Any, event_loop: Literal["asyncio", "trio"] | NotGiven = NOT_GIVEN, **kwargs: Any
-    ) -> R:
-        """Run it from sync code: in an event loop in this thread, for as long as it takes.
-
-        ```python
-        from daglite import workflow
-
-
-        @workflow
-        async def greet(name: str) -> str:
-            return f"hello {name}"
-
-
-        assert greet.run("ada") == "hello ada"
-        ```
-
-        In a session, such as in a worker thread of it, or in `with session()`, it runs in the event loop of that instead, unless another
-        is asked for. Ctrl-C cancels it, and comes out as a `KeyboardInterrupt`.
-
-        Args:
-            args: The positional arguments.
-            event_loop: `"asyncio"` or `"trio"`; by default what the decorator says, or that of the session, or asyncio. With it type
-                checkers do not look at the other arguments.
-            kwargs: The keyword arguments.
-
-        Returns:
-            What the function returns.
-
-        Raises:
-            TypeError: The function does not take these arguments.
-            ValueError: There is no such event loop.
-            ImportError: The event loop is not installed.
-            RuntimeError: An event loop runs in this thread: `await wf(...)`.
-        """
-        self._check_arguments(args, kwargs)
-        chosen = self._chosen(event_loop)
+    def _run(self, args: Any, kwargs: Any, chosen: str | None) -> R:
         way = find_way(f"workflow {self.name!r}: run()", self.name, f"await {self.__name__}(...)")
         books = here().home.books
         if way is not None and (chosen is None or (books is not None and books.loop.name == chosen)):
@@ -341,37 +350,9 @@ class SyncWorkflow(Workflow[P, R]):
             SessionError: An event loop runs in this thread, which it would block.
             BaseException: What the function raises, and what leaving a session may raise.
         """
-        return self._run(args, kwargs, NOT_GIVEN)
+        return self.run(*args, **kwargs)
 
-    @overload
-    def run(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    def run(self, *args: Any, event_loop: Literal["asyncio", "trio"], **kwargs: Any) -> R: ...
-    def run(  # type: ignore[misc]  # a function with a parameter `event_loop` is refused
-        self, *args: Any, event_loop: Literal["asyncio", "trio"] | NotGiven = NOT_GIVEN, **kwargs: Any
-    ) -> R:
-        """The same as to call it, with a choice of the event loop in the background.
-
-        Args:
-            args: The positional arguments.
-            event_loop: `"asyncio"` or `"trio"`; by default what the decorator says, or that of the session, or asyncio. With it type
-                checkers do not look at the other arguments.
-            kwargs: The keyword arguments.
-
-        Returns:
-            What the function returns.
-
-        Raises:
-            TypeError: The function does not take these arguments.
-            ValueError: There is no such event loop.
-            ImportError: The event loop is not installed.
-            SessionError: An event loop runs in this thread, which it would block.
-        """
-        return self._run(args, kwargs, event_loop)
-
-    def _run(self, args: Any, kwargs: Any, event_loop: str | NotGiven) -> R:
-        self._check_arguments(args, kwargs)
-        chosen = self._chosen(event_loop)
+    def _run(self, args: Any, kwargs: Any, chosen: str | None) -> R:
         if in_event_loop():
             raise SessionError(
                 f"workflow {self.name!r} is a plain function, and would block the event loop that runs in this thread: call it in "

@@ -231,139 +231,121 @@ class TrioHost(Host):
         super().__init__(trio.sleep_forever, lambda: token.run_sync_soon(self.go.set))
 
 
-@scenarios
-def test_asyncios_cancel_comes_out_as_its_cancelled_error(scenario: Scenario) -> None:
-    async def main() -> None:
-        host = AsyncioHost()
-        running = asyncio.create_task(host.run(scenario))
+async def cancel(host: AsyncioHost, scenario: Scenario) -> None:
+    running = asyncio.create_task(host.run(scenario))
+    await host.go.wait()
+    running.cancel("enough")
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert running.cancelled()
+
+
+async def time_out(host: AsyncioHost, scenario: Scenario) -> None:
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(None) as timeout:
+
+            async def expire() -> None:
+                await host.go.wait()
+                timeout.reschedule(asyncio.get_running_loop().time())
+
+            expiring = asyncio.create_task(expire())
+            await host.run(scenario)
+    await expiring
+    assert type(caught.value) is TimeoutError
+    assert timeout.expired()
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.cancelling() == 0  # the cancellation was the timeout's, and it is over
+    await asyncio.sleep(0)
+
+
+async def wait_for(host: AsyncioHost, scenario: Scenario) -> None:
+    running = asyncio.ensure_future(host.run(scenario))
+    await host.go.wait()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(running, 0)
+    assert running.cancelled()
+
+
+async def fail_in_the_group(host: AsyncioHost, scenario: Scenario) -> None:
+    async def fail() -> NoReturn:
         await host.go.wait()
-        running.cancel("enough")
-        with pytest.raises(asyncio.CancelledError):
-            await running
-        assert running.cancelled()
+        raise ValueError("a sibling")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(host.run(scenario))
+            group.create_task(fail())
+    assert [str(error) for error in caught.value.exceptions] == ["a sibling"]
+
+
+NEW = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="Python 3.10 has neither asyncio.timeout nor asyncio.TaskGroup"
+)
+
+
+@scenarios
+@pytest.mark.parametrize(
+    "end", [cancel, pytest.param(time_out, marks=NEW), wait_for, pytest.param(fail_in_the_group, marks=NEW)]
+)
+def test_what_asyncio_cancels_comes_to_what_its_program_expects(
+    end: Callable[[AsyncioHost, Scenario], Awaitable[None]], scenario: Scenario
+) -> None:
+    async def main() -> None:
+        host = AsyncioHost()
+        await end(host, scenario)
         host.check()
 
     asyncio.run(main())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no asyncio.timeout")
-@scenarios
-def test_asyncios_timeout_comes_out_as_its_timeout_error(scenario: Scenario) -> None:
-    async def main() -> None:
-        host = AsyncioHost()
-        with pytest.raises(TimeoutError) as caught:
-            async with asyncio.timeout(None) as timeout:
+async def cancel_the_scope(host: TrioHost, scenario: Scenario) -> None:
+    scope = trio.CancelScope()
 
-                async def expire() -> None:
-                    await host.go.wait()
-                    timeout.reschedule(asyncio.get_running_loop().time())
+    async def cancel() -> None:
+        await host.go.wait()
+        scope.cancel()
 
-                expiring = asyncio.create_task(expire())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel)
+        with scope:
+            await host.run(scenario)
+        assert scope.cancelled_caught
+        await trio.lowlevel.checkpoint()
+
+
+async def fail_after(host: TrioHost, scenario: Scenario) -> None:
+    async def expire(scope: trio.CancelScope) -> None:
+        await host.go.wait()
+        scope.deadline = -math.inf
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(trio.TooSlowError):
+            with trio.fail_after(LONG) as scope:
+                nursery.start_soon(expire, scope)
                 await host.run(scenario)
-        await expiring
-        assert type(caught.value) is TimeoutError
-        assert timeout.expired()
-        current = asyncio.current_task()
-        assert current is not None
-        assert current.cancelling() == 0  # the cancellation was the timeout's, and it is over
-        await asyncio.sleep(0)
-        host.check()
-
-    asyncio.run(main())
 
 
-@scenarios
-def test_asyncios_wait_for_raises_its_timeout_error(scenario: Scenario) -> None:
-    async def main() -> None:
-        host = AsyncioHost()
+async def fail_in_the_nursery(host: TrioHost, scenario: Scenario) -> None:
+    async def fail() -> NoReturn:
+        await host.go.wait()
+        raise ValueError("a sibling")
 
-        async def until_there() -> None:
-            await host.go.wait()
-
-        running = asyncio.ensure_future(host.run(scenario))
-        await until_there()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(running, 0)
-        assert running.cancelled()
-        host.check()
-
-    asyncio.run(main())
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no asyncio.TaskGroup")
-@scenarios
-def test_in_asyncios_task_group_a_siblings_error_is_the_only_one(scenario: Scenario) -> None:
-    async def main() -> None:
-        host = AsyncioHost()
-
-        async def fail() -> NoReturn:
-            await host.go.wait()
-            raise ValueError("a sibling")
-
-        with pytest.raises(ExceptionGroup) as caught:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(host.run(scenario))
-                group.create_task(fail())
-        assert [str(error) for error in caught.value.exceptions] == ["a sibling"]
-        host.check()
-
-    asyncio.run(main())
-
-
-@scenarios
-def test_trios_cancel_scope_has_caught_it(scenario: Scenario) -> None:
-    async def main() -> None:
-        host = TrioHost()
+    with pytest.raises(ExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:
-            scope = trio.CancelScope()
-
-            async def cancel() -> None:
-                await host.go.wait()
-                scope.cancel()
-
-            nursery.start_soon(cancel)
-            with scope:
-                await host.run(scenario)
-            assert scope.cancelled_caught
-            await trio.lowlevel.checkpoint()
-            host.check()
-
-    trio.run(main)
+            nursery.start_soon(host.run, scenario)
+            nursery.start_soon(fail)
+    assert [str(error) for error in caught.value.exceptions] == ["a sibling"]
 
 
 @scenarios
-def test_trios_fail_after_raises_its_error(scenario: Scenario) -> None:
+@pytest.mark.parametrize("end", [cancel_the_scope, fail_after, fail_in_the_nursery])
+def test_what_trio_cancels_comes_to_what_its_program_expects(
+    end: Callable[[TrioHost, Scenario], Awaitable[None]], scenario: Scenario
+) -> None:
     async def main() -> None:
         host = TrioHost()
-        async with trio.open_nursery() as nursery:
-
-            async def expire(scope: trio.CancelScope) -> None:
-                await host.go.wait()
-                scope.deadline = -math.inf
-
-            with pytest.raises(trio.TooSlowError):
-                with trio.fail_after(LONG) as scope:
-                    nursery.start_soon(expire, scope)
-                    await host.run(scenario)
-            host.check()
-
-    trio.run(main)
-
-
-@scenarios
-def test_in_trios_nursery_a_siblings_error_is_the_only_one(scenario: Scenario) -> None:
-    async def main() -> None:
-        host = TrioHost()
-
-        async def fail() -> NoReturn:
-            await host.go.wait()
-            raise ValueError("a sibling")
-
-        with pytest.raises(ExceptionGroup) as caught:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(host.run, scenario)
-                nursery.start_soon(fail)
-        assert [str(error) for error in caught.value.exceptions] == ["a sibling"]
+        await end(host, scenario)
         host.check()
 
     trio.run(main)

@@ -1,7 +1,5 @@
 """Calls as spans and metrics, with the real SDK of OpenTelemetry."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
@@ -531,21 +529,6 @@ def test_wrong_options_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(TypeError) as caught:
         OpenTelemetryPlugin(**options)
     assert str(caught.value) == f"OpenTelemetryPlugin: {text}"
-
-
-def test_without_the_package_the_error_says_what_to_install() -> None:
-    program = """
-import sys
-sys.modules["opentelemetry"] = None
-import daglite.plugins
-try:
-    daglite.plugins.OpenTelemetryPlugin
-except ImportError as exc:
-    print(exc)
-"""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
-    text = "daglite.plugins.OpenTelemetryPlugin needs OpenTelemetry's API: pip install 'daglite[otel]'\n"
-    assert done.stdout == text
 
 
 def app_of(traces: Traces, **options: Any) -> FastAPI:

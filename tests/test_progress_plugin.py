@@ -350,17 +350,3 @@ async def test_a_failing_call_is_red_in_the_table_and_an_error_for_the_caller() 
 def test_wrong_options_are_refused(options: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         ProgressPlugin(**options)
-
-
-def test_without_the_package_the_error_says_what_to_install() -> None:
-    program = """
-import sys
-sys.modules["rich"] = None
-import daglite.plugins
-try:
-    daglite.plugins.ProgressPlugin
-except ImportError as exc:
-    print(exc)
-"""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "daglite.plugins.ProgressPlugin needs Rich: pip install 'daglite[cli]'\n"

@@ -154,15 +154,16 @@ class OpenTelemetryPlugin:
     @hook_impl
     def after_node_execute(self, metadata: TaskMetadata, duration: float) -> None:
         """End the span of a call that has succeeded."""
+        self._measure(duration, self._succeeded[label_of(metadata)])
         span = self._last(metadata)
         if span is not None:
             span.end()
-        self._measure(duration, self._succeeded[label_of(metadata)])
 
     @hook_impl
     def on_node_error(self, metadata: TaskMetadata, error: Exception, duration: float) -> None:
         """End the span of a call that has failed."""
         kind = type_of(error)
+        self._measure(duration, {**ended(label_of(metadata), "failed"), "error.type": kind})
         span = self._last(metadata)
         if span is not None:
             span.set_status(StatusCode.ERROR, described(error))
@@ -172,16 +173,15 @@ class OpenTelemetryPlugin:
             except Exception:  # the user's own __str__
                 span.add_event("exception", {"exception.type": kind})
             span.end()
-        self._measure(duration, {**ended(label_of(metadata), "failed"), "error.type": kind})
 
     @hook_impl
     def on_node_cancelled(self, metadata: TaskMetadata, duration: float) -> None:
         """End the span of a call that was cancelled."""
+        self._measure(duration, ended(label_of(metadata), "cancelled"))
         span = self._last(metadata)
         if span is not None:
             span.set_attribute("daglite.cancelled", True)
             span.end()
-        self._measure(duration, ended(label_of(metadata), "cancelled"))
 
     @hook_impl
     def on_cache_hit(self, metadata: TaskMetadata) -> None:
@@ -288,7 +288,7 @@ def checked(option: str, provider: object, kind: type, name: str) -> None:
 
 
 class Ids:
-    """The ids of calls as text, for a fifth of what it costs to make a `UUID`: they begin alike, and end in a count."""
+    """The ids of calls as text, without making a `UUID` of each: those of a process begin alike, and end in a count."""
 
     def __init__(self) -> None:
         self._high = -1
