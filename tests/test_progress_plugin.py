@@ -164,6 +164,13 @@ async def test_a_second_display_in_one_terminal_prints_lines() -> None:
     assert "\x1b" in written(third)
 
 
+@pytest.mark.parametrize("console", [no_terminal(), terminal()])
+async def test_where_nothing_is_called_nothing_is_shown(console: Console) -> None:
+    async with session(plugins=[ProgressPlugin(console=console, interval=0.001)]):
+        await anyio.sleep(0.01)
+    assert written(console) == ""
+
+
 async def test_inner_sessions_are_shown_with_the_outer() -> None:
     console = no_terminal()
     plugin = ProgressPlugin(console=console, interval=LONG)

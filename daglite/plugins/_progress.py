@@ -150,8 +150,10 @@ class Terminal:
         )
 
     def show(self, board: Board) -> None:
-        """Draw the table."""
-        self._live.start()  # once there is something to be shown
+        """Draw the table, once there is something in it."""
+        if not board.root.below:
+            return
+        self._live.start()
         self._live.update(table_of(board, time.time()), refresh=True)
 
     def close(self, board: Board) -> None:
@@ -177,7 +179,9 @@ class Notebook:
         self._handle: Any = None
 
     def show(self, board: Board) -> None:
-        """Draw the table."""
+        """Draw the table, once there is something in it."""
+        if not board.root.below:
+            return
         from IPython.display import display  # it is there, in a notebook
 
         table = table_of(board, time.time())
