@@ -239,7 +239,8 @@ class Workflow(Generic[P, R]):
 
         A coroutine function runs in an event loop in this thread, for as long as it takes; a plain function runs in this thread, and has its
         event loop in the background. In a session, such as in a worker thread of it, or in `with session()`, the event loop is that
-        of the session, unless another is asked for. Ctrl-C cancels what runs, and comes out as a `KeyboardInterrupt`.
+        of the session, unless another is asked for. Ctrl-C cancels what runs, and comes out as a `KeyboardInterrupt`; on Python 3.10 out of a
+        coroutine function on asyncio as that event loop's `CancelledError`, as with `anyio.run`.
 
         Args:
             args: The positional arguments.
