@@ -238,7 +238,7 @@ def call(implementations: tuple[Implementation, ...], facts: Mapping[str, Any]) 
 
 
 def caller(func: Callable[..., Any], arguments: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Any]:
-    """What calls a function with those of the facts that it wants. Unpacking a sequence would cost twice as much."""
+    """What calls a function with those of the facts that it wants. Unpacking a sequence costs more."""
     match arguments:
         case ():
             return lambda facts: func()

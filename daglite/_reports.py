@@ -273,14 +273,8 @@ class Reports:
 
     def _fire(self, implementations: tuple[Implementation, ...], call: Watched, facts: dict[str, Any]) -> None:
         """Call a hook for a call, from whose thread nobody has been released."""
-        # As `_call_aside`, without the way there: plugins that trace have a hook for every call.
         facts["metadata"] = call.metadata
-        aside = facts["reporter"] = Aside(self, self._aside, call, call.slot)
-        token = set_current(aside)
-        try:
-            _hooks.call(implementations, facts)
-        finally:
-            reset(token)
+        self._call_aside(implementations, facts, self._aside, call, call.slot)
 
     def _call_aside(
         self,

@@ -29,6 +29,13 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 
+class Mute(Exception):
+    """An error without a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("nothing to say")
+
+
 class Recorder:
     """Watches a session."""
 
@@ -298,10 +305,6 @@ async def test_a_watcher_drains_though_the_session_is_cancelled() -> None:
 
 
 async def test_an_error_without_a_text_ends_its_call_all_the_same() -> None:
-    class Mute(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError("nothing to say")
-
     @task(retries=1)
     async def fail() -> None:
         raise Mute

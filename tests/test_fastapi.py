@@ -115,20 +115,21 @@ async def wrapped() -> None:
     raise HTTPException(404, "no such thing")
 
 
-@app.get("/connection")
-async def use_connection(connection: Annotated[str, Depends(connection)], fails: bool = False) -> str:
+def used(connection: str, fails: bool) -> str:
     journal.append("used")
     if fails:
         raise LookupError("no rows")
     return connection
+
+
+@app.get("/connection")
+async def use_connection(connection: Annotated[str, Depends(connection)], fails: bool = False) -> str:
+    return used(connection, fails)
 
 
 @app.get("/sync-connection")
 async def use_sync_connection(connection: Annotated[str, Depends(sync_connection)], fails: bool = False) -> str:
-    journal.append("used")
-    if fails:
-        raise LookupError("no rows")
-    return connection
+    return used(connection, fails)
 
 
 @app.get("/lines")

@@ -231,6 +231,11 @@ class TrioHost(Host):
         super().__init__(trio.sleep_forever, lambda: token.run_sync_soon(self.go.set))
 
 
+async def fail(host: AsyncioHost | TrioHost) -> NoReturn:
+    await host.go.wait()
+    raise ValueError("a sibling")
+
+
 async def cancel(host: AsyncioHost, scenario: Scenario) -> None:
     running = asyncio.create_task(host.run(scenario))
     await host.go.wait()
@@ -268,14 +273,10 @@ async def wait_for(host: AsyncioHost, scenario: Scenario) -> None:
 
 
 async def fail_in_the_group(host: AsyncioHost, scenario: Scenario) -> None:
-    async def fail() -> NoReturn:
-        await host.go.wait()
-        raise ValueError("a sibling")
-
     with pytest.raises(ExceptionGroup) as caught:
         async with asyncio.TaskGroup() as group:
             group.create_task(host.run(scenario))
-            group.create_task(fail())
+            group.create_task(fail(host))
     assert [str(error) for error in caught.value.exceptions] == ["a sibling"]
 
 
@@ -327,14 +328,10 @@ async def fail_after(host: TrioHost, scenario: Scenario) -> None:
 
 
 async def fail_in_the_nursery(host: TrioHost, scenario: Scenario) -> None:
-    async def fail() -> NoReturn:
-        await host.go.wait()
-        raise ValueError("a sibling")
-
     with pytest.raises(ExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.run, scenario)
-            nursery.start_soon(fail)
+            nursery.start_soon(fail, host)
     assert [str(error) for error in caught.value.exceptions] == ["a sibling"]
 
 

@@ -26,6 +26,7 @@ from daglite.plugins import OpenTelemetryPlugin
 from daglite.testing import EventRecorder
 
 from .asgi_server import Request, serving
+from .test_events import Mute
 
 
 class Traces:
@@ -501,10 +502,6 @@ async def test_a_processor_that_raises_harms_no_call(when: str, caplog: pytest.L
 
 
 async def test_an_error_without_a_text_ends_its_span(traces: Traces, caplog: pytest.LogCaptureFixture) -> None:
-    class Mute(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError("nothing to say")
-
     @task(retries=1)
     async def fail() -> None:
         raise Mute

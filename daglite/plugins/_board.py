@@ -22,7 +22,7 @@ __all__ = ["Board", "Row"]
 
 
 class Row:
-    """The calls of one task that are made in calls of the same task, or in none.
+    """The calls of one task that calls of the row above it have made.
 
     Args:
         label: What the task is called.
@@ -70,7 +70,14 @@ class Row:
 
     def path(self) -> list[str]:
         """The names of the tasks above it, and its own."""
-        return [*(() if self.above is None or not self.above.label else self.above.path()), self.label]
+        return [] if self.above is None else [*self.above.path(), self.label]
+
+    def around(self, label: str) -> Row | None:
+        """This row, or the nearest above it, if its task is called that."""
+        row: Row | None = self
+        while row is not None and row.label != label:
+            row = row.above
+        return row
 
     def seconds(self, now: float) -> float:
         """How long its calls take, or took, as a whole."""
@@ -160,14 +167,10 @@ class Board:
         # Of a background call, what has started it may have ended.
         above = self.root if parent is None else self._rows.get(parent, self.root)
         label = label_of(metadata)
-        around: Row | None = above
-        while around is not None:
-            if around.label == label and around is not self.root:  # it calls itself: the rows would have no end
-                row = around
-                break
-            around = around.above
-        else:
-            row = above.below.get(label) or above.below.setdefault(label, Row(label, above))
+        row = above.below.get(label)
+        if row is None:
+            # If a task calls itself, the rows would have no end.
+            row = above.around(label) or above.below.setdefault(label, Row(label, above))
         if not row.first:
             row.first = time
         row.last = time

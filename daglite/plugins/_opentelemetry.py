@@ -297,7 +297,7 @@ class Ids:
     def text_of(self, number: int) -> str:
         """The text of the id with that number."""
         high = number >> 48
-        if high != self._high:
+        if high != self._high:  # in several threads at once it comes to the same
             self._begin = str(UUID(int=number))[:-12]
             self._high = high
         return f"{self._begin}{number & 0xFFFFFFFFFFFF:012x}"

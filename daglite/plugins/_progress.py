@@ -211,13 +211,6 @@ class Lines:
 
     def show(self, board: Board) -> None:
         """Write a line for each task of which there is something new."""
-        self._write(board)
-
-    def close(self, board: Board) -> None:
-        """Write the last line of each task."""
-        self._write(board)
-
-    def _write(self, board: Board) -> None:
         now = time.time()
         for _, row in board.rows():
             counts = ", ".join(counts_of(row))
@@ -227,6 +220,10 @@ class Lines:
                 speed = "" if rate is None else f", {per_second(rate)}"
                 line = f"{board.name}, {row.seconds(now):.1f} s: {' > '.join(row.path())}: {counts}{speed}"
                 self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def close(self, board: Board) -> None:
+        """Write the last line of each task."""
+        self.show(board)
 
 
 _lock = threading.Lock()  # event loops in other threads may have displays too
